@@ -1,0 +1,40 @@
+"""Targets: the runtimes that planish writes artifacts for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from planish.backends.onnx.dialect import ORT_CPU, STANDARD, Spellings
+from planish.ir.errors import UnsupportedOp
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime on a kind of machine.
+
+    spellings: how ops are written for it, by what was measured fastest there.
+    """
+
+    name: str
+    summary: str
+    spellings: Spellings
+
+    def __str__(self) -> str:
+        return self.name
+
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target
+    for target in (
+        Target("ort-cpu", "ONNX Runtime on CPU: an ONNX file, each op in the spelling that runs fastest there", ORT_CPU),
+        Target("onnx", "portable ONNX: every op in its newest standard spelling, timed on ONNX Runtime", STANDARD),
+    )
+}
+
+
+def target_named(name: str) -> Target:
+    """The target of that name. Raises UnsupportedOp (exit code 4) listing the known ones otherwise."""
+    if name not in TARGETS:
+        raise UnsupportedOp(f"there is no target {name!r}", remedy="known targets: " + ", ".join(TARGETS))
+    return TARGETS[name]

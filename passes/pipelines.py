@@ -1,0 +1,122 @@
+"""The passes and pipelines that planish ships, as data; and the text form of pipelines.
+
+    pipeline := step (";" step)*        step := name | name{option=literal, ...} | repeat(pipeline)
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+
+from planish.ir.errors import UsageError
+from planish.passes.base import Pass, Pipeline, Repeat
+from planish.passes.cleanup import CLEANUP
+from planish.passes.raising import RAISING
+
+cleanup = Pipeline(*(kind() for kind in CLEANUP))
+"""Fold what is constant, simplify, share, drop what is dead."""
+
+raising = Pipeline(*(kind() for kind in RAISING))
+"""Recognise what exporters spelled out: norms, activations, attention, linears."""
+
+RECIPES: Mapping[str, tuple[str, Pipeline]] = {
+    "clean": ("cleanup only: bit-compatible simplification", Pipeline(Repeat(cleanup))),
+    "default": (
+        "cleanup, raising to high-level ops, folding of norms and scales; lowered to what the target runs fastest",
+        Pipeline(Repeat(cleanup), raising, Repeat(cleanup)),
+    ),
+}
+"""Named pipelines with a line of explanation. Combine them with "+"."""
+
+PASSES: tuple[type[Pass], ...] = (*CLEANUP, *RAISING)
+"""Every pass that a pipeline text may name, in the order in which they are documented."""
+
+
+def pass_named(name: str) -> type[Pass]:
+    """The pass class of that name. Raises UsageError with the nearest name otherwise."""
+    for kind in PASSES:
+        if kind.name == name:
+            return kind
+    raise UsageError(f"there is no pass {name!r}", remedy=_suggest(name, [kind.name for kind in PASSES]))
+
+
+def recipe(text: str) -> Pipeline:
+    """The pipeline of one recipe name, or of several joined with "+" (a shared beginning runs once)."""
+    steps: tuple[Pass, ...] = ()
+    for name in text.split("+"):
+        if name not in RECIPES:
+            raise UsageError(f"there is no recipe {name!r}", remedy=_suggest(name, list(RECIPES)))
+        more = RECIPES[name][1].steps
+        shared = 0
+        while shared < min(len(steps), len(more)) and steps[shared] == more[shared]:
+            shared += 1
+        steps += more[shared:]
+    return Pipeline(*steps)
+
+
+def parse_pipeline(text: str) -> Pipeline:
+    """The pipeline that `str(pipeline)` prints. Raises UsageError naming the place at fault."""
+    tokens = _Tokens(text)
+    pipeline = _pipeline(tokens)
+    if tokens.current:
+        raise UsageError(f"unexpected {tokens.current!r} in pipeline {text!r}", remedy='separate passes with ";"')
+    return pipeline
+
+
+class _Tokens:
+    def __init__(self, text: str):
+        self.text = text
+        self.stream: Iterator[str] = iter(re.findall(r"\{[^}]*\}|[A-Za-z][\w-]*|\S", text))
+        self.current = next(self.stream, "")
+
+    def take(self) -> str:
+        token, self.current = self.current, next(self.stream, "")
+        return token
+
+
+def _pipeline(tokens: _Tokens) -> Pipeline:
+    steps = [_step(tokens)]
+    while tokens.current in (";", ","):
+        tokens.take()
+        if tokens.current in ("", ")"):
+            break
+        steps.append(_step(tokens))
+    return Pipeline(*steps)
+
+
+def _step(tokens: _Tokens) -> Pass:
+    name = tokens.take()
+    if not name:
+        raise UsageError("the pipeline is empty", remedy=f'name passes, such as "{RECIPES["clean"][1]}"')
+    if name == "repeat" and tokens.current == "(":
+        tokens.take()
+        body = _pipeline(tokens)
+        if tokens.take() != ")":
+            raise UsageError(f"repeat( is not closed in pipeline {tokens.text!r}")
+        return Repeat(body.steps[0] if len(body.steps) == 1 else body)
+    kind = pass_named(name)
+    options = _options(kind, tokens.take()) if tokens.current.startswith("{") else {}
+    return kind(**options)
+
+
+def _options(kind: type[Pass], text: str) -> dict[str, object]:
+    known = {f.name for f in fields(kind)}
+    try:
+        call = ast.parse(f"f({text[1:-1]})", mode="eval").body
+        pairs = {k.arg: ast.literal_eval(k.value) for k in call.keywords}  # type: ignore[attr-defined]
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"options {text} of {kind.name} can't be read", remedy="write {name=value, ...}") from error
+    for name in pairs:
+        if name not in known:
+            raise UsageError(f"{kind.name} has no option {name!r}", remedy=_suggest(str(name), sorted(known)))
+    return {str(name): value for name, value in pairs.items()}
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return (f"did you mean {near[0]!r}? " if near else "") + "known: " + ", ".join(known)
+
+

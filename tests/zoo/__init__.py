@@ -1,0 +1,1 @@
+"""Small models for the raising passes: exported files, and hand-written operator spellings."""

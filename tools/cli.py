@@ -1,0 +1,245 @@
+"""The command line: `planish` with its subcommands, and `optimize` as a command of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    name="planish",
+    help="A compiler for trained neural networks: ONNX in, a smaller, faster, [bold]verified[/bold] artifact out.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_Model = Annotated[Path, typer.Argument(help="An ONNX file, or a .pt2 file that torch.export wrote.", show_default=False)]
+_Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else there.")]
+_Shape = Annotated[
+    Optional[list[str]],
+    typer.Option("--shape", help="Bind input dimensions: x=1x3x224x224 (repeat per input).", show_default=False),
+]
+_Calib = Annotated[
+    Optional[str],
+    typer.Option(
+        "--calib",
+        help="Sample inputs: .npz (keys = input names, axis 0 = samples), .npy, a folder of them, an ONNX "
+        "test_data_set_* folder, file.py:function, or random:N.",
+        show_default=False,
+    ),
+]
+
+
+@app.command(rich_help_panel="Make")
+def optimize(
+    model: Annotated[
+        Optional[Path],
+        typer.Argument(help="An ONNX file, or a .pt2 file that torch.export wrote.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", help="Folder to make for the artifact.", show_default=False)
+    ] = None,
+    target: Annotated[str, typer.Option(help="Runtime to optimize for.")] = "ort-cpu",
+    recipe: Annotated[
+        Optional[str],
+        typer.Option(help='Named recipe, several joined with "+", or a recipe file (.yaml). Default: default.', show_default=False),
+    ] = None,
+    passes: Annotated[
+        Optional[str],
+        typer.Option(help='Pipeline of your own: "raise-norms; repeat(fold-constants)".', show_default=False),
+    ] = None,
+    skip_pass: Annotated[
+        Optional[list[str]], typer.Option(help="Leave a pass out (repeat for several).", show_default=False)
+    ] = None,
+    shape: _Shape = None,
+    calib: _Calib = None,
+    verify: Annotated[bool, typer.Option(help="Compare the artifact with the original.")] = True,
+    bench: Annotated[bool, typer.Option(help="Time the artifact against the original.")] = True,
+    threads: Annotated[int, typer.Option(help="Threads while timing; 0 takes all cores.")] = 1,
+    min_speedup: Annotated[
+        Optional[float], typer.Option(help="Fail (exit 6) unless the artifact is that many times as fast.", show_default=False)
+    ] = None,
+    opset: Annotated[Optional[int], typer.Option(help="Operator set to write.", show_default="chosen")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing artifact.")] = False,
+    print_ir_after: Annotated[
+        Optional[list[str]],
+        typer.Option(help='Print the text IR after this pass ("all": after each that changed something).', show_default=False),
+    ] = None,
+    dump_dir: Annotated[
+        Optional[Path], typer.Option(help="Write the text IR after each pass into this folder.", show_default=False)
+    ] = None,
+    fuel: Annotated[Optional[int], typer.Option(help="Stop after that many rewrites, to find a faulty one.", show_default=False)] = None,
+    time_passes: Annotated[bool, typer.Option("--time-passes", help="Show the time of each pass and stage.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    list_passes: Annotated[bool, typer.Option("--list-passes", help="List passes and recipes, and exit.")] = False,
+    as_json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """Optimize a model, verify that it still computes the same, and time it.
+
+    Example: planish optimize model.onnx -o out/ --calib samples.npz
+    """
+    from planish.tools.failure import reported
+
+    with reported(debug):
+        if list_passes:
+            _print_passes(as_json)
+            return
+        from planish.backends.targets import target_named
+        from planish.ir.errors import UsageError
+        from planish.passes.observers import DumpText, PrintAfter
+        from planish.tools.recipe_file import chosen_pipeline
+
+        if model is None or output is None:
+            missing = "MODEL" if model is None else "--output"
+            raise UsageError(f"{missing} is missing", remedy="planish optimize model.onnx --output out/")
+        pipeline, shapes = chosen_pipeline(recipe, passes, skip_pass or [])
+        job: dict[str, Any] = {
+            "source": model,
+            "out": output,
+            "pipeline": pipeline,
+            "target": target_named(target),
+            "shapes": {**shapes, **_shapes(model, shape)},
+            "calib": calib,
+            "verify": verify,
+            "bench": bench or min_speedup is not None,
+            "threads": threads,
+            "seed": seed,
+            "force": force,
+            "opset": opset,
+            "fuel": fuel,
+            "min_speedup": min_speedup,
+        }
+        if dry_run:
+            _print_dry_run(job, as_json)
+            return
+        observers: list[Any] = []
+        if dump_dir is not None:
+            observers.append(DumpText(dump_dir))
+        if print_ir_after:
+            observers.append(PrintAfter(frozenset(print_ir_after)))
+        _run_job({**job, "observers": tuple(observers)}, as_json, time_passes)
+
+
+def _run_job(job: dict[str, Any], as_json: bool, time_passes: bool) -> None:
+    from planish.tools import screen
+    from planish.tools.compiling import Job, run_job
+
+    bars = screen.Bars(Console(stderr=True))
+    with bars.bars:
+        outcome = run_job(Job(**job), bars)
+    if as_json:
+        print(json.dumps(screen.to_json(outcome), indent=2, sort_keys=True))
+    else:
+        Console().print(screen.render(outcome, times=time_passes))
+
+
+def _shapes(model: Path, texts: list[str] | None) -> dict[str, tuple[int | str, ...]]:
+    if not texts:
+        return {}
+    from planish.frontend import input_names
+    from planish.tools.shapes import parse_shapes
+
+    return parse_shapes(texts, input_names(model))
+
+
+def _print_dry_run(job: dict[str, Any], as_json: bool) -> None:
+    plan = {
+        "model": str(job["source"]),
+        "output": str(job["out"]),
+        "target": job["target"].name,
+        "pipeline": str(job["pipeline"]),
+        "shapes": {name: list(dims) for name, dims in job["shapes"].items()},
+        "calib": job["calib"],
+        "verify": job["verify"],
+        "bench": job["bench"],
+        "seed": job["seed"],
+    }
+    if as_json:
+        print(json.dumps(plan, indent=2, sort_keys=True))
+        return
+    table = Table.grid(padding=(0, 2))
+    for key, value in plan.items():
+        table.add_row(key, str(value))
+    Console().print(table)
+
+
+def _print_passes(as_json: bool) -> None:
+    from planish.passes.base import pipeline_exactness
+    from planish.passes.pipelines import PASSES, RECIPES
+
+    rows = [
+        {
+            "name": kind.name,
+            "exactness": str(pipeline_exactness(kind())),
+            "needs": "calibration" if kind.needs_calibration else "",
+            "summary": kind().summary,
+            "rules": {r.name: r.doc for r in kind().rules},
+        }
+        for kind in PASSES
+    ]
+    if as_json:
+        recipes = {name: {"summary": text, "pipeline": str(p)} for name, (text, p) in RECIPES.items()}
+        print(json.dumps({"passes": rows, "recipes": recipes}, indent=2))
+        return
+    console = Console()
+    for title, columns, lines in (
+        ("Passes", ("pass", "exactness", "does"), [(r["name"], r["exactness"], r["summary"]) for r in rows]),
+        ("Recipes", ("recipe", "", "does"), [(n, "", f"{text}\n[dim]{p}[/dim]") for n, (text, p) in RECIPES.items()]),
+    ):
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for line in lines:
+            table.add_row(*map(str, line))
+        console.print(table)
+
+
+@app.command(rich_help_panel="Look")
+def passes(
+    rules: Annotated[bool, typer.Option("--rules", help="List the rules of each pass, too.")] = False,
+    as_json: _Json = False,
+    debug: _Debug = False,
+) -> None:
+    """List the passes and recipes."""
+    from planish.tools.failure import reported
+
+    with reported(debug):
+        _print_passes(as_json)
+        if rules and not as_json:
+            _print_rules()
+
+
+def _print_rules() -> None:
+    from planish.passes.pipelines import PASSES
+
+    table = Table(title="Rules", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in ("pass", "rule", "does"):
+        table.add_column(column, overflow="fold")
+    for kind in PASSES:
+        for rule in kind().rules:
+            table.add_row(kind.name, rule.name, rule.doc)
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point of `planish`."""
+    from planish.tools import commands
+
+    commands.register(app)
+    app()
+
+
+def optimize_main() -> None:
+    """Entry point of `optimize`: the same as `planish optimize`."""
+    sys.argv.insert(1, "optimize")
+    main()

@@ -1,0 +1,342 @@
+"""The whole way: read a model, optimize it, write the artifact, compare it with the original, time both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import planish
+from planish.backends.onnx.writer import WrittenModel, write
+from planish.backends.ort.evaluate import evaluate_opaque
+from planish.backends.targets import TARGETS, Target, target_named
+from planish.frontend import check_weights, load
+from planish.frontend.calibration import CalibrationSet, InputSpec, open_calibration
+from planish.frontend.feeds import Feeds
+from planish.ir.errors import GateError, MismatchError, UnsupportedOp
+from planish.ir.graph import Graph
+from planish.ir.types import TensorType
+from planish.passes.base import Context, Observer, Pass, Pipeline, pipeline_exactness
+from planish.passes.exactness import Exactness
+from planish.passes.observers import VerifyEach
+from planish.passes.pipelines import RECIPES, parse_pipeline, recipe
+from planish.passes.rewrite import Fuel
+from planish.tools import manifest as manifests
+from planish.tools.artifact import artifact_folder
+from planish.tools.measure import Measurements, measure_files
+from planish.tools.model_stats import ModelStats, bytes_of, graph_ops
+from planish.tools.verify import ROUNDING, Tolerance, Verification, first_divergence, verify
+
+MODEL_FILE = "model.onnx"
+RANDOM_SAMPLES = 3  # feeds drawn for verification when the user gives none
+VERIFY_BATCH = 32  # samples per feed where the batch dimension is symbolic
+
+
+class Progress(Protocol):
+    """Is told how far a job is. `total` 0 means that the stage has no countable steps."""
+
+    def stage(self, name: str) -> None: ...
+
+    def advance(self, done: int, total: int) -> None: ...
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def stage(self, name: str) -> None:
+        pass
+
+    def advance(self, done: int, total: int) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do to a model.
+
+    source: an ONNX or .pt2 file. out: the artifact folder to make. shapes: input dimensions to bind.
+    calib: where sample inputs come from (see `planish.frontend.calibration`), None for none.
+    verify: compare artifact and original; bench: time both. threads: of ONNX Runtime while timing.
+    min_speedup: fail (exit code 6) if the artifact isn't that many times faster.
+    """
+
+    source: Path
+    out: Path
+    pipeline: Pipeline
+    target: Target = TARGETS["ort-cpu"]
+    shapes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
+    calib: str | None = None
+    verify: bool = True
+    bench: bool = True
+    threads: int = 1
+    seed: int = 0
+    force: bool = False
+    opset: int | None = None
+    fuel: int | None = None
+    min_speedup: float | None = None
+    observers: tuple[Observer, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job did. `unverified` says why there is no verification."""
+
+    job: Job
+    before: ModelStats
+    after: ModelStats
+    understood: Mapping[str, int]
+    context: Context
+    written: WrittenModel
+    seconds: Mapping[str, float]
+    data: CalibrationSet | None = None
+    verification: Verification | None = None
+    unverified: str = ""
+    measurements: Measurements | None = None
+
+
+def optimize(
+    source: Any,
+    pipeline: str | Pass = "default",
+    *,
+    shapes: Mapping[str, tuple[int | str, ...]] | None = None,
+    target: str = "ort-cpu",
+    observers: Sequence[Observer] = (),
+    seed: int = 0,
+) -> Graph:
+    """Load a model (or take a graph, which is copied) and run a recipe, a pipeline text or a pass over it.
+
+    Raises FrontendError, UsageError, or what the passes raise.
+    """
+    graph = source.clone()[0] if isinstance(source, Graph) else load(source, shapes=shapes)
+    steps = pipeline if isinstance(pipeline, Pass) else resolve_pipeline(pipeline)
+    context = Context(
+        target=target_named(target).name,
+        seed=seed,
+        evaluate_opaque=evaluate_opaque,
+        observers=(VerifyEach(), *observers),
+    )
+    Pipeline(steps).run(graph, context)
+    return graph
+
+
+def compile(  # noqa: A001 - the natural name; planish.compile
+    source: str | Path, out: str | Path, pipeline: str | Pipeline = "default", *, target: str = "ort-cpu", **options: Any
+) -> Outcome:
+    """Make a verified, timed artifact folder of a model file. `options` are the further fields of `Job`."""
+    steps = pipeline if isinstance(pipeline, Pipeline) else resolve_pipeline(pipeline)
+    return run_job(Job(Path(source), Path(out), steps, target_named(target), **options))
+
+
+def run_job(job: Job, progress: Progress | None = None) -> Outcome:
+    """Do all that `job` says; the artifact appears whole or not at all.
+
+    Raises FrontendError or CalibrationError (unreadable input), MismatchError (the artifact computes something else),
+    GateError (`min_speedup` missed), UsageError (output can't be written).
+    """
+    return _Run(job, progress or Silent()).run()
+
+
+class _Run:
+    def __init__(self, job: Job, progress: Progress):
+        self.job, self.progress = job, progress
+        self.seconds: dict[str, float] = {}
+        self.context = Context(
+            target=job.target.name,
+            seed=job.seed,
+            fuel=None if job.fuel is None else Fuel(job.fuel),
+            evaluate_opaque=evaluate_opaque,
+            observers=(VerifyEach(), *job.observers),
+        )
+
+    def run(self) -> Outcome:
+        job = self.job
+        with artifact_folder(job.out, force=job.force, protect=[job.source]) as folder:
+            with self._stage("read"):
+                graph = load(job.source, shapes=job.shapes)
+            before = ModelStats(source_ops(graph), bytes_of(source_files(job.source, graph)))
+            inputs = input_specs(graph)
+            data = None
+            if job.calib is not None:
+                with self._stage("check data"):
+                    data = open_calibration(job.calib, inputs, seed=job.seed, batch=VERIFY_BATCH)
+            with self._stage("optimize"):
+                job.pipeline.run(graph, self.context)
+            with self._stage("write"):
+                written = write(graph, folder / MODEL_FILE, opset=job.opset, spellings=job.target.spellings)
+            outcome = Outcome(
+                job,
+                before,
+                ModelStats(written.ops, bytes_of(written.files)),
+                graph_ops(graph),
+                self.context,
+                written,
+                self.seconds,
+                data,
+            )
+            outcome = self._checked(outcome, folder, graph, inputs)
+            with self._stage("manifest"):
+                manifests.write_manifest(folder, describe(outcome, folder, graph))
+                if outcome.measurements is not None:
+                    manifests.write_measurements(folder, outcome.measurements.to_dict())
+        return outcome
+
+    def _checked(self, outcome: Outcome, folder: Path, graph: Graph, inputs: Mapping[str, InputSpec]) -> Outcome:
+        job, artifact = self.job, folder / MODEL_FILE
+        feeds, reason = outcome.data, ""
+        if feeds is None and (job.verify or job.bench):
+            with self._stage("check data"):
+                check_weights(graph)
+                feeds, reason = random_feeds(inputs, job.seed)
+        if feeds is None:
+            return replace(outcome, unverified=reason or "not asked for")
+        verification = measurements = None
+        if job.verify:
+            with self._stage("verify"):
+                tolerance = tolerance_of(pipeline_exactness(job.pipeline))
+                verification = verify(
+                    job.source,
+                    artifact,
+                    feeds,
+                    tolerance=tolerance,
+                    labels=feeds.labels,
+                    on_progress=self.progress.advance,
+                )
+            if not verification.passed:
+                raise _mismatch(job, artifact, feeds, verification)
+        if job.bench:
+            with self._stage("time"):
+                measurements = measure_files(
+                    {"original": job.source, "artifact": artifact},
+                    single_sample(next(iter(feeds)), inputs),
+                    threads=job.threads,
+                    on_progress=self.progress.advance,
+                )
+            speedup = measurements.ratio("artifact")
+            if job.min_speedup is not None and speedup < job.min_speedup:
+                raise GateError(
+                    f"the artifact is {speedup:.2f} times as fast as the original, less than --min-speedup {job.min_speedup}",
+                    remedy="try another recipe, or lower the bar",
+                )
+        return replace(outcome, verification=verification, measurements=measurements, unverified=reason)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        self.progress.stage(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def resolve_pipeline(text: str) -> Pipeline:
+    """The pipeline that a recipe name, several joined with "+", or a pipeline text means."""
+    return recipe(text) if all(name in RECIPES for name in text.split("+")) else parse_pipeline(text)
+
+
+def tolerance_of(exactness: Exactness) -> Tolerance:
+    """What verification allows a pipeline: at least rounding, since runtimes fuse what remains in their own ways."""
+    if exactness.min_sqnr_db is not None:
+        return Tolerance(min_sqnr_db=exactness.min_sqnr_db)
+    return Tolerance(max(exactness.atol, ROUNDING.atol), max(exactness.rtol, ROUNDING.rtol))
+
+
+def single_sample(feed: Feeds, inputs: Mapping[str, InputSpec]) -> Feeds:
+    """The first sample of a feed, for timing at batch 1: symbolic leading dimensions are cut to 1."""
+    batched = {n: s.shape is not None and len(s.shape) > 0 and isinstance(s.shape[0], str) for n, s in inputs.items()}
+    return {name: array[:1] if batched[name] else array for name, array in feed.items()}
+
+
+def _mismatch(job: Job, artifact: Path, feeds: CalibrationSet, verification: Verification) -> MismatchError:
+    worst = next(feed for i, feed in enumerate(feeds) if i == verification.worst_feed)
+    place = first_divergence(job.source, artifact, worst, tolerance=verification.tolerance)
+    return MismatchError(
+        f"the artifact computes something else than the original: {agreement(verification)}",
+        where=str(place) if place else "",
+        remedy="find the pass at fault with --skip-pass, and report it; nothing was written",
+    )
+
+
+def agreement(verification: Verification) -> str:
+    """One sentence on how well artifact and original agree."""
+    parts = list(verification.problems)
+    for row in verification.rows:
+        if row.problem or row.note:
+            parts.append(f"{row.name}: {row.problem or row.note}")
+            continue
+        text = f"{row.name}: max abs difference {row.max_abs:.2g}"
+        if row.max_abs:
+            text += f", SQNR {row.sqnr_db:.0f} dB"
+        if row.top1_agreement is not None:
+            text += f", same top-1 on {100 * row.top1_agreement:.2f} %"
+        if row.accuracy_original is not None and row.accuracy_artifact is not None:
+            text += f", accuracy {100 * row.accuracy_original:.2f} % -> {100 * row.accuracy_artifact:.2f} %"
+        parts.append(text)
+    return "; ".join(parts)
+
+
+def input_specs(graph: Graph) -> dict[str, InputSpec]:
+    """What the inputs of a graph accept. Raises UnsupportedOp for inputs that are no tensors."""
+    specs: dict[str, InputSpec] = {}
+    for value in graph.inputs:
+        if not isinstance(value.type, TensorType):
+            raise UnsupportedOp(
+                f"input {value.hint!r} is a {value.type}, not a tensor", remedy="run with --no-verify --no-bench"
+            )
+        specs[value.hint] = InputSpec(value.type.dtype.storage, value.type.shape)
+    return specs
+
+
+def random_feeds(inputs: Mapping[str, InputSpec], seed: int) -> tuple[CalibrationSet | None, str]:
+    """Seeded random feeds for a model whose user gave no data, and what to say about them."""
+    if not inputs:
+        return None, "the model has no inputs"
+    drawn = open_calibration(f"random:{RANDOM_SAMPLES}", inputs, seed=seed)
+    return drawn, f"on {RANDOM_SAMPLES} random inputs (seed {seed}); give real ones with --calib"
+
+
+def source_ops(graph: Graph) -> Mapping[str, int]:
+    """Nodes of the source model by op type, as the reader counted them."""
+    found = graph.extras.get("source_ops", {})
+    return found if isinstance(found, Mapping) else {}
+
+
+def source_files(source: Path, graph: Graph) -> tuple[Path, ...]:
+    """The source model's file and its external data files."""
+    external = graph.extras.get("external_files", ())
+    return (source, *external) if isinstance(external, tuple) else (source,)
+
+
+def describe(outcome: Outcome, folder: Path, graph: Graph) -> manifests.Manifest:
+    """The manifest of the artifact in `folder`: everything about it that is reproducible."""
+    job = outcome.job
+
+    def entry(name: str, type_: object) -> manifests.ValueEntry:
+        if isinstance(type_, TensorType):
+            return manifests.ValueEntry(name=name, dtype=type_.dtype.name, shape=type_.shape)
+        return manifests.ValueEntry(name=name, dtype=str(type_), shape=None)
+
+    names = getattr(graph.tail.op, "names", ()) if graph.tail is not None else ()
+    passes = []
+    for record in outcome.context.records:
+        skipped: dict[str, int] = {}
+        for _, reason in record.changes.skipped:
+            skipped[reason] = skipped.get(reason, 0) + 1
+        passes.append(manifests.PassEntry(name=record.name, rewrites=record.changes.count, skipped=skipped))
+    data = outcome.data
+    return manifests.Manifest(
+        planish=planish.__version__,
+        versions=manifests.package_versions(),
+        model=manifests.OriginalModel(file=job.source.name, sha256=manifests.sha256_file(job.source)),
+        files=manifests.describe_files(folder),
+        pipeline=str(job.pipeline),
+        target=job.target.name,
+        opset={**graph.opsets, "": outcome.written.opset},
+        inputs=tuple(entry(v.hint, v.type) for v in graph.inputs),
+        outputs=tuple(entry(n, v.type) for n, v in zip(names, graph.outputs, strict=True)),
+        passes=tuple(passes),
+        seed=job.seed,
+        calibration=None if data is None else manifests.CalibrationEntry(source=data.source, digest=data.digest()),
+        verification=None if outcome.verification is None else outcome.verification.to_dict(),
+    )

@@ -1,0 +1,159 @@
+"""What an artifact folder says about itself: `manifest.json`, the same bytes for the same input and seed, and
+`measurements.json`, the only file that differs from run to run."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from planish.ir.errors import FrontendError
+
+MANIFEST = "manifest.json"
+MEASUREMENTS = "measurements.json"
+SCHEMA_VERSION: Literal[1] = 1
+_PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime")
+
+
+class _Record(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class OriginalModel(_Record):
+    """The file the artifact was made from."""
+
+    file: str
+    sha256: str
+
+
+class FileEntry(_Record):
+    """A file of the artifact."""
+
+    sha256: str
+    bytes: int
+
+
+class ValueEntry(_Record):
+    """An input or output of the model; `shape` is None where the rank is unknown."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...] | None
+
+
+class PassEntry(_Record):
+    """What a pass did: number of rewrites, and how often it held back for which reason."""
+
+    name: str
+    rewrites: int
+    skipped: dict[str, int] = {}
+
+
+class CalibrationEntry(_Record):
+    """The data used: its name and the SHA-256 of its content."""
+
+    source: str
+    digest: str
+
+
+class Manifest(_Record):
+    """Everything that is reproducible about an artifact."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    planish: str
+    versions: dict[str, str]
+    model: OriginalModel
+    files: dict[str, FileEntry]
+    pipeline: str
+    target: str
+    opset: dict[str, int]
+    inputs: tuple[ValueEntry, ...]
+    outputs: tuple[ValueEntry, ...]
+    passes: tuple[PassEntry, ...] = ()
+    seed: int = 0
+    calibration: CalibrationEntry | None = None
+    verification: dict[str, Any] | None = None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Path:
+    """Write `manifest.json` with sorted keys. Raises OSError, or ValueError for NaN or infinity in `verification`."""
+    return _write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def write_measurements(folder: Path, measurements: Mapping[str, Any]) -> Path:
+    """Write `measurements.json`. Raises OSError, or ValueError for NaN or infinity."""
+    return _write_json(folder / MEASUREMENTS, dict(measurements))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an artifact folder. Raises FrontendError where there is none, or not one of this version."""
+    path = folder / MANIFEST
+    remedy = "give an artifact folder that planish wrote"
+    if not path.is_file():
+        raise FrontendError(f"no {MANIFEST} in the folder", where=str(folder), remedy=remedy)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FrontendError(f"can't read the manifest: {error}", where=str(path), remedy=remedy) from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise FrontendError(
+            f"the manifest has schema version {version}, this planish reads {SCHEMA_VERSION}",
+            where=str(path),
+            remedy="make the artifact again with this version",
+        )
+    try:
+        return Manifest.model_validate(content)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise FrontendError(
+            f"the manifest is invalid: {field}: {first['msg']}", where=str(path), remedy=remedy
+        ) from error
+
+
+def describe_files(folder: Path) -> dict[str, FileEntry]:
+    """Hash and size of every file in the folder but the manifest and the measurements, by relative name."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    return {
+        name: FileEntry(sha256=sha256_file(path), bytes=path.stat().st_size)
+        for name, path in names.items()
+        if name not in (MANIFEST, MEASUREMENTS)
+    }
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Raise FrontendError unless every file that the manifest lists is there, unchanged."""
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise FrontendError(
+                f"the artifact lacks its file {name}", where=str(folder), remedy="copy the whole folder"
+            )
+        if path.stat().st_size != entry.bytes or sha256_file(path) != entry.sha256:
+            raise FrontendError(
+                f"{name} was changed after it was written", where=str(path), remedy="make the artifact again"
+            )
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file of any size, in constant memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide what an artifact looks like."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> Path:
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
+    return path
