@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 from planish.frontend.call import Call, Converted, Converter, Refusal, apply
-from planish.ir import dims, ops
+from planish.ir import dims, dtypes, ops
 from planish.ir.graph import Value
+from planish.ir.op import constant
 
 
 def split_heads(x: Value, heads: int) -> Value:
@@ -36,6 +37,10 @@ def _attention(call: Call) -> Converted:
         raise Refusal("attention with a cache")
     if call.float_attr("softcap", 0.0) != 0.0 or call.int_attr("softmax_precision", 1) != 1:
         raise Refusal("attention with softcap or another softmax precision")
+    if call.int_attr("left_window_size", -1) != -1 or call.int_attr("right_window_size", -1) != -1:
+        raise Refusal("attention within a window")
+    if (mask := call.get(3)) is not None and mask.tensor.dtype == dtypes.boolean and not _lets_something_through(mask):
+        raise Refusal("a boolean mask that may hide a whole row, for which ONNX defines a result and the IR doesn't")
     q, k, v = (call.arg(i) for i in range(3))
     flat = len(call.dims(0)) == 3
     if flat:
@@ -48,8 +53,14 @@ def _attention(call: Call) -> Converted:
         scale = 1.0 / math.sqrt(width)
     else:
         raise Refusal("the scale follows from a symbolic width")
-    result = apply(ops.Attention(scale, call.flag_attr("is_causal")), q, k, v, call.get(3))
+    result = apply(ops.Attention(scale, call.flag_attr("is_causal")), q, k, v, mask)
     return merge_heads(result) if flat else result
+
+
+def _lets_something_through(mask: Value) -> bool:
+    """True if the mask is constant, and True somewhere in each row."""
+    data = constant(mask)
+    return data is not None and bool(data.numpy().any(axis=-1).all())
 
 
 def _rotary(call: Call) -> Converted:

@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from planish.ir.errors import FrontendError
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 7  # nodes of older models are carried through unmodelled
 NEWEST_OPSET: int = onnx.defs.onnx_opset_version()
 _PROTOBUF_LIMIT = 2**31 - 1
 _EXPORT_AGAIN = "export the model again, or copy the file again"
@@ -114,12 +114,6 @@ def check_model(model: onnx_ir.Model, where: str) -> None:
         if all(node.domain != "" for node in model.graph):
             return
         version = 1  # what a model that says nothing means
-    if version < OLDEST_OPSET:
-        raise FrontendError(
-            f"the model uses ONNX operator set {version}; the oldest that can be read is {OLDEST_OPSET}",
-            where=where,
-            remedy=f"convert it: onnx.version_converter.convert_version(model, {OLDEST_OPSET}) or newer",
-        )
     if version > NEWEST_OPSET:
         raise FrontendError(
             f"the model uses ONNX operator set {version}; the newest that the installed onnx knows is {NEWEST_OPSET}",

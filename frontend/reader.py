@@ -13,7 +13,7 @@ from planish.frontend import carried
 from planish.frontend.call import Call, Refusal
 from planish.frontend.converters import CONVERTERS
 from planish.frontend.declared import Symbols
-from planish.frontend.files import check_model, deserialized, parsed
+from planish.frontend.files import OLDEST_OPSET, check_model, deserialized, parsed
 from planish.frontend.functions import inlined
 from planish.frontend.interface import Interface, interface_of
 from planish.frontend.scopes import scope_of
@@ -140,6 +140,8 @@ class _Reader:
         converter = None if node.overload else CONVERTERS.get((node.domain, node.op_type))
         if converter is None or node.op_identifier() in self.model.functions:
             reason = "the IR has no such op"
+        elif node.domain == "" and version < OLDEST_OPSET:
+            reason = f"operator sets before {OLDEST_OPSET} aren't modelled"
         elif not whole and node.op_type != "Constant":
             reason = "an attribute is no plain value"
         else:

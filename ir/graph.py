@@ -163,8 +163,11 @@ class Graph:
                 operand.uses[node, i] = None
         self.version += 1
 
-    def attach(self, value: Value, before: Node, loc: Loc) -> list[Node]:
-        """Insert the detached nodes that `value` depends on, operands first; return them. They get `loc`."""
+    def attach(self, value: Value, before: Node | None, loc: Loc) -> list[Node]:
+        """Insert the detached nodes that `value` depends on, operands first, before a node or at the end; return them.
+
+        They get `loc`.
+        """
         added: list[Node] = []
         stack: list[tuple[Node, bool]] = [(value.node, False)] if value.node is not None else []
         while stack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -77,7 +78,7 @@ def check_unchanged(
 def read(text: str, constants: Constants | None = None) -> Graph:
     """The verified graph that `text` describes; `constants` may be arrays."""
     payloads = {name: c if isinstance(c, Data) else Data(c) for name, c in (constants or {}).items()}
-    graph = parse_graph(text, constants=payloads)
+    graph = parse_graph(textwrap.dedent(text), constants=payloads)
     verify(graph)
     return graph
 

@@ -8,18 +8,34 @@ from typing import Any
 
 import numpy as np
 
-from planish.passes.exactness import Exactness
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What counts as equal for floats; integers, booleans and strings must always be the same.
+
+    Without `min_sqnr_db`, for each element: |difference| <= atol * max(1, RMS of the original) + rtol * |original|;
+    both zero means the same bits (a NaN equals a NaN). With it, the SQNR over all feeds decides instead.
+    """
+
+    atol: float = 0.0
+    rtol: float = 0.0
+    min_sqnr_db: float | None = None
+
+    def __str__(self) -> str:
+        if self.min_sqnr_db is not None:
+            return f"SQNR {self.min_sqnr_db:g} dB"
+        return f"atol {self.atol:.3g}, rtol {self.rtol:.3g}" if self.atol or self.rtol else "bit for bit"
+
+
+EXACT = Tolerance()
+ROUNDING = Tolerance(atol=1e-4, rtol=1e-4)
 
 
 @dataclass
 class Difference:
-    """Running statistics of one output over all feeds; changed only by `add`.
+    """Running statistics of one output over all feeds; changed only by `add`."""
 
-    Integers, booleans and strings must be the same whatever the exactness; a bar of zero means the same bits (a NaN
-    equals a NaN); an SQNR is judged over all feeds together.
-    """
-
-    exactness: Exactness
+    tolerance: Tolerance
     dtype: str = ""
     shape: tuple[int, ...] = ()
     problem: str = ""
@@ -75,8 +91,8 @@ class Difference:
     def passed(self) -> bool:
         if self.problem or self.nan_mismatches:
             return False
-        if self.is_float and self.exactness.min_sqnr_db is not None:
-            return self.sqnr_db >= self.exactness.min_sqnr_db
+        if self.is_float and self.tolerance.min_sqnr_db is not None:
+            return self.sqnr_db >= self.tolerance.min_sqnr_db
         return self.over_tolerance == 0
 
     def _mismatch(self, problem: str) -> float:
@@ -111,15 +127,15 @@ class Difference:
         energy = float(np.sum(size * size))
         rms = math.sqrt(energy / size.size) if size.size else 0.0
         scale = max(1.0, rms)
-        allowed = self.exactness.atol * scale + self.exactness.rtol * size
-        bitwise = self.exactness.atol == self.exactness.rtol == 0
+        allowed = self.tolerance.atol * scale + self.tolerance.rtol * size
+        bitwise = self.tolerance.atol == self.tolerance.rtol == 0
         wrong = _other_bits(a, b) if bitwise else error > allowed
         self.over_tolerance += int(np.count_nonzero(wrong))
         if size.size:
             self.max_abs = max(self.max_abs, float(error.max()))
             floor = np.maximum(size, max(rms, np.finfo(np.float64).tiny))
             self.max_rel = max(self.max_rel, float((error / floor).max()))
-            self.needed_atol = max(self.needed_atol, float((error - self.exactness.rtol * size).max()) / scale)
+            self.needed_atol = max(self.needed_atol, float((error - self.tolerance.rtol * size).max()) / scale)
         product = float(np.sum((np.conj(a) * b).real))
         step = (float(np.sum(error * error)), energy, float(np.sum(np.abs(b) ** 2)), product)
         self._sums = [old + new for old, new in zip(self._sums, step, strict=True)]

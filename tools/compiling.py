@@ -26,7 +26,7 @@ from planish.passes.pipelines import RECIPES, parse_pipeline, recipe
 from planish.passes.rewrite import Fuel
 from planish.tools import manifest as manifests
 from planish.tools.artifact import artifact_folder
-from planish.tools.measure import Measurements, measure_files
+from planish.tools.measure import Measurements, measure_models
 from planish.tools.model_stats import ModelStats, bytes_of, graph_ops
 from planish.tools.verify import ROUNDING, Tolerance, Verification, first_divergence, verify
 
@@ -208,7 +208,7 @@ class _Run:
                 raise _mismatch(job, artifact, feeds, verification)
         if job.bench:
             with self._stage("time"):
-                measurements = measure_files(
+                measurements = measure_models(
                     {"original": job.source, "artifact": artifact},
                     single_sample(next(iter(feeds)), inputs),
                     threads=job.threads,

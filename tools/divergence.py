@@ -12,8 +12,7 @@ import onnx
 
 from planish.backends.ort.session import run_with_taps
 from planish.ir.errors import FrontendError, LoweringError
-from planish.passes.exactness import ROUNDING, Exactness
-from planish.tools.comparison import Difference
+from planish.tools.comparison import ROUNDING, Difference, Tolerance
 
 SOURCES = "planish.sources"
 _VALUES_AT_ONCE = 128
@@ -69,9 +68,9 @@ def first_divergence(
     original: Path,
     artifact: Path,
     feeds: Mapping[str, np.ndarray],
-    exactness: Exactness = ROUNDING,
-    *,
     pairs: Mapping[str, str] | None = None,
+    *,
+    tolerance: Tolerance = ROUNDING,
     threads: int = 0,
 ) -> Divergence | None:
     """The first value of the artifact, in topological order, that makes an output differ on this one feed.
@@ -96,7 +95,7 @@ def first_divergence(
         found = run_with_taps(artifact, feeds, names, threads=threads, what="the artifact", error=LoweringError)
         for name in names:
             if name in outputs or _comparable(expected[chosen[name]], found[name]):
-                differences[name] = Difference(exactness)
+                differences[name] = Difference(tolerance)
                 differences[name].add(expected[chosen[name]], found[name])
     blamed = _blamed(outputs, producer, differences)
     first = next((name for name in order if name in blamed), None)
@@ -145,7 +144,7 @@ def _report(name: str, original: str, node: onnx.NodeProto, found: Difference) -
 
 def _comparable(original: Any, artifact: Any) -> bool:
     if isinstance(original, np.ndarray) and isinstance(artifact, np.ndarray):
-        return original.dtype == artifact.dtype and original.shape == artifact.shape
+        return bool(original.dtype == artifact.dtype and original.shape == artifact.shape)
     return isinstance(artifact, type(original))
 
 

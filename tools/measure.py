@@ -206,7 +206,7 @@ def _take_turns(
     warmup: int,
     on_progress: Progress | None,
 ) -> dict[str, list[float]]:
-    """Seconds per round of each runner; the order reverses every round, so that no one always follows the same other."""
+    """Seconds per round of each runner; the order reverses every round, so that none always follows the same one."""
     start = time.perf_counter()
     for run in runners.values():
         for attempt in range(warmup):
@@ -217,7 +217,7 @@ def _take_turns(
     start = time.perf_counter()
     elapsed, done = 0.0, 0
     while runners and (done < min_rounds or (elapsed < seconds and done < max_rounds)):
-        order = list(runners) if done % 2 == 0 else list(reversed(runners))
+        order = list(runners) if done % 2 == 0 else list(runners)[::-1]
         for name in order:
             times[name].append(runners[name]())
         done += 1

@@ -12,11 +12,20 @@ import numpy as np
 
 from planish.backends.ort.session import Session, open_session
 from planish.ir.errors import CalibrationError, FrontendError, LoweringError
-from planish.passes.exactness import EXACT, ROUNDING, Exactness
-from planish.tools.comparison import Difference
+from planish.tools.comparison import EXACT, ROUNDING, Difference, Tolerance
 from planish.tools.divergence import Divergence, correspondence, first_divergence
 
-__all__ = ["Divergence", "OutputRow", "Verification", "correspondence", "first_divergence", "verify_models"]
+__all__ = [
+    "EXACT",
+    "ROUNDING",
+    "Divergence",
+    "OutputRow",
+    "Tolerance",
+    "Verification",
+    "correspondence",
+    "first_divergence",
+    "verify",
+]
 
 ORIGINAL, ARTIFACT = "the original model", "the artifact"
 
@@ -56,8 +65,8 @@ class OutputRow:
         if self.nan_mismatches:
             return f"output '{self.name}' has NaN or infinity at {self.nan_mismatches} other places"
         return (
-            f"output '{self.name}' differs: {self.over_tolerance} of {self.elements} elements, max abs {self.max_abs:.3g},"
-            f" SQNR {self.sqnr_db:.1f} dB"
+            f"output '{self.name}' differs: {self.over_tolerance} of {self.elements} elements,"
+            f" max abs {self.max_abs:.3g}, SQNR {self.sqnr_db:.1f} dB"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,12 +82,12 @@ class Verification:
     problems: differences of the interface, each a sentence.
     """
 
-    exactness: Exactness
+    tolerance: Tolerance
     feeds: int
     rows: tuple[OutputRow, ...]
     problems: tuple[str, ...]
     worst_feed: int
-    minimum_tolerance: Exactness | None
+    minimum_tolerance: Tolerance | None
 
     @property
     def passed(self) -> bool:
@@ -96,7 +105,7 @@ class Verification:
             more = f" (and {len(failed) - 1} more outputs)" if len(failed) > 1 else ""
             return failed[0].complaint + more
         worst = max(compared, key=lambda row: row.max_abs)
-        parts = [f"equal within {self.exactness} on {self.feeds} feeds: max abs {worst.max_abs:.2g}"]
+        parts = [f"equal within {self.tolerance} on {self.feeds} feeds: max abs {worst.max_abs:.2g}"]
         if math.isfinite(worst.sqnr_db):
             parts.append(f"SQNR {worst.sqnr_db:.0f} dB")
         for row in compared:
@@ -111,7 +120,7 @@ class Verification:
         minimum = self.minimum_tolerance
         return {
             "passed": self.passed,
-            "exactness": _bar(self.exactness),
+            "tolerance": _bar(self.tolerance),
             "minimum_tolerance": None if minimum is None else _bar(minimum),
             "feeds": self.feeds,
             "worst_feed": self.worst_feed,
@@ -120,12 +129,12 @@ class Verification:
         }
 
 
-def verify_models(
+def verify(
     original: Path | Session,
     artifact: Path | Session,
     feeds: Iterable[Mapping[str, np.ndarray]],
-    exactness: Exactness = ROUNDING,
     *,
+    tolerance: Tolerance = ROUNDING,
     labels: np.ndarray | None = None,
     threads: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
@@ -142,7 +151,7 @@ def verify_models(
     problems = _interface_problems(first, second)
     shared = [info.name for info in first.outputs if info.name in {other.name for other in second.outputs}]
     known = {info.name for info in second.inputs}
-    differences = {name: Difference(exactness) for name in shared}
+    differences = {name: Difference(tolerance) for name in shared}
     notes: dict[str, str] = {}
     worst, worst_feed, count, row = -1.0, 0, 0, 0
     total = len(feeds) if isinstance(feeds, Sized) else 0
@@ -168,8 +177,8 @@ def verify_models(
         raise CalibrationError("there are no feeds to verify with", remedy="give data, or random:8")
     labelled = labels is not None and row == len(labels)
     rows = tuple(_row(name, differences[name], notes.get(name, ""), labelled) for name in shared)
-    minimum = None if problems else _minimum(exactness, [differences[name] for name in shared if name not in notes])
-    return Verification(exactness, count, rows, tuple(problems), worst_feed, minimum)
+    minimum = None if problems else _minimum(tolerance, [differences[name] for name in shared if name not in notes])
+    return Verification(tolerance, count, rows, tuple(problems), worst_feed, minimum)
 
 
 def _session(model: Path | Session, what: str, error: type[FrontendError | LoweringError], threads: int) -> Session:
@@ -222,20 +231,20 @@ def _row(name: str, found: Difference, note: str, labelled: bool) -> OutputRow:
     )
 
 
-def _minimum(exactness: Exactness, differences: list[Difference]) -> Exactness | None:
+def _minimum(tolerance: Tolerance, differences: list[Difference]) -> Tolerance | None:
     """The tightest bar of the same kind that all outputs pass."""
     for found in differences:
         if found.problem or found.nan_mismatches or (not found.is_float and found.over_tolerance):
             return None
     floats = [found for found in differences if found.is_float]
-    if exactness.min_sqnr_db is not None:
-        return replace(exactness, min_sqnr_db=min((found.sqnr_db for found in floats), default=math.inf))
+    if tolerance.min_sqnr_db is not None:
+        return replace(tolerance, min_sqnr_db=min((found.sqnr_db for found in floats), default=math.inf))
     needed = max((found.needed_atol for found in floats), default=0.0)
-    return replace(exactness, atol=max(0.0, needed))
+    return replace(tolerance, atol=max(0.0, needed))
 
 
-def _bar(exactness: Exactness) -> dict[str, Any]:
-    return {key: _plain(value) for key, value in vars(exactness).items()}
+def _bar(tolerance: Tolerance) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in vars(tolerance).items()}
 
 
 def _plain(value: Any) -> Any:

@@ -165,6 +165,8 @@ class Interface:
     def output(self, e: Emitter, name: str, value: Value) -> onnx.Value:
         """The graph output `name`: the value itself if it has that name, else a copy."""
         lowered = e.values[value]
+        if value.node is None and lowered.name == name:
+            return lowered  # one value that is both input and output
         if lowered.name != name or lowered.is_initializer() or lowered.producer() is None:
             (lowered,) = e.call("", "Identity", (lowered,), {})
             lowered.name = name

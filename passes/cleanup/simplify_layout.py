@@ -47,7 +47,6 @@ from planish.passes.cleanup.numbers import same_shape
 from planish.passes.pattern import attr, either
 from planish.passes.rewrite import Rule, reject, rule
 
-FAR = 2**31 - 1  # a slice bound from here on means "to the end": no axis is that long
 _RESHAPES = (Reshape, DynamicReshape, Squeeze, Unsqueeze)
 
 
@@ -157,9 +156,7 @@ def let_broadcast(x: Value, y: Value, z: Value | None, root: Value, **_: object)
     return node.op(*operands)
 
 
-@rule(
-    lambda x: Slice(starts=attr("starts"), ends=attr("ends"), axes=attr("axes"), steps=attr("steps"))(x)
-)
+@rule(lambda x: Slice(starts=attr("starts"), ends=attr("ends"), axes=attr("axes"), steps=attr("steps"))(x))
 def drop_slice(x: Value, root: Value, axes: tuple[int, ...], steps: tuple[int, ...], **_: object) -> object:
     """Slice(x) -> x, where all is taken in order"""
     same_shape(x, root)
@@ -169,9 +166,7 @@ def drop_slice(x: Value, root: Value, axes: tuple[int, ...], steps: tuple[int, .
     return x
 
 
-@rule(
-    lambda x: Slice(starts=attr("starts"), ends=attr("ends"), axes=attr("axes"), steps=attr("steps"))(x)
-)
+@rule(lambda x: Slice(starts=attr("starts"), ends=attr("ends"), axes=attr("axes"), steps=attr("steps"))(x))
 def spell_slice(x: Value, root: Value, **_: object) -> object:
     """Slice(x) -> Slice(x), without axes that it takes whole, and with bounds between 0 and a static extent"""
     op, dims = root.op, x.tensor.dims

@@ -211,7 +211,7 @@ def export(model: nn.Module, data: Path, out: Path, seed: int) -> None:
         opset_version=18,
         input_names=["images"],
         output_names=["logits"],
-        dynamic_shapes=({0: batch}, None),
+        dynamic_shapes=({0: batch},),
         external_data=False,
     )
     program.save(out / "model.onnx", external_data=False)
