@@ -27,7 +27,9 @@ class Target:
 TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
-        Target("ort-cpu", "ONNX Runtime on CPU: an ONNX file, each op in the spelling that runs fastest there", ORT_CPU),
+        Target(
+            "ort-cpu", "ONNX Runtime on CPU: an ONNX file, each op in the spelling that runs fastest there", ORT_CPU
+        ),
         Target("onnx", "portable ONNX: every op in its newest standard spelling, timed on ONNX Runtime", STANDARD),
     )
 }

@@ -58,5 +58,10 @@ def load(
     )
 
 
+def input_names(source: Path) -> list[str]:
+    """Names of the inputs of a model file, in order. Raises FrontendError if the file can't be read."""
+    return [value.hint for value in load(source).inputs]
+
+
 def _is_torch(source: object) -> bool:
     return any(cls.__module__.partition(".")[0] == "torch" for cls in type(source).__mro__)

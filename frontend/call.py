@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir
 
 from planish.ir import dtypes
-from planish.ir.data import Data
 from planish.ir.dims import Dim
 from planish.ir.graph import Value
 from planish.ir.op import Op, constant

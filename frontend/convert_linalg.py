@@ -42,7 +42,7 @@ def _gemm(call: Call) -> Converted:
     a = _transposed(call, 0) if call.flag_attr("transA") else call.arg(0)
     b = _transposed(call, 1) if call.flag_attr("transB") else call.arg(1)
     c = call.get(2)
-    if alpha == 1.0 and (c is None or beta == 1.0 and call.dims(2) == (b.tensor.dims[1],)):
+    if alpha == 1.0 and (c is None or (beta == 1.0 and call.dims(2) == (b.tensor.dims[1],))):
         return apply(ops.Linear(), a, b, c)
     product = _scaled(apply(ops.Linear(), a, b), alpha)
     return product if c is None else apply(ops.Add(), product, _scaled(c, beta))
@@ -64,9 +64,7 @@ def _conv(call: Call) -> Converted:
     return apply(op, call.arg(0), call.arg(1), call.get(2))
 
 
-def _pads(
-    call: Call, kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...]
-) -> tuple[int, ...]:
+def _pads(call: Call, kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...]) -> tuple[int, ...]:
     """Begins, then ends, with auto_pad resolved."""
     mode = call.text_attr("auto_pad", "NOTSET")
     if mode == "NOTSET":

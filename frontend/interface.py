@@ -29,9 +29,7 @@ def interface_of(
 ) -> Interface:
     """Read the interface of a model and bind `shapes`. Raises UsageError if the two don't go together."""
     inputs = [
-        value
-        for value in model.graph.inputs
-        if value.const_value is None or model.ir_version >= _FIRST_WITH_DEFAULTS
+        value for value in model.graph.inputs if value.const_value is None or model.ir_version >= _FIRST_WITH_DEFAULTS
     ]
     types = {value: declared_type(value.type, value.shape, symbols) or UNKNOWN for value in inputs}
     by_name = {value.name or "": value for value in inputs}
@@ -119,4 +117,8 @@ def _written(value: onnx_ir.Value, type_: Type, symbols: Symbols) -> onnx_ir.Typ
 
 def _unbound(old: object, new: object, symbols: Symbols) -> bool:
     """True for a nameless dimension that is still symbolic: it is written nameless again."""
-    return getattr(old, "value", "") is None and not isinstance(new, int) and symbols.is_fresh(str(getattr(new, "value", "")))
+    return (
+        getattr(old, "value", "") is None
+        and not isinstance(new, int)
+        and symbols.is_fresh(str(getattr(new, "value", "")))
+    )

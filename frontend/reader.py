@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from planish.frontend.files import OLDEST_OPSET, check_model, deserialized, pars
 from planish.frontend.functions import inlined
 from planish.frontend.interface import Interface, interface_of
 from planish.frontend.scopes import scope_of
-from planish.frontend.tensors import check_external, data_of
+from planish.frontend.tensors import check_external, data_of, external_files
 from planish.ir.errors import FrontendError, VerifyError
 from planish.ir.graph import Graph, Node, Value
 from planish.ir.loc import Loc
@@ -114,6 +115,8 @@ class _Reader:
             "defaults": defaults,
             "declared": self.interface.declared,
             "carried": self.reasons,
+            "source_ops": Counter(node.op_type for node in model.graph if node.op_type != "Constant"),
+            "external_files": tuple(sorted(external_files(model.graph))),
         }
 
     def _value(self, source: onnx_ir.Value, reader: str) -> Value:

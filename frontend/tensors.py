@@ -90,6 +90,11 @@ def check_external(graph: onnx_ir.Graph, where: str) -> None:
             )
 
 
+def external_files(graph: onnx_ir.Graph) -> set[Path]:
+    """The files beside the model that hold weights."""
+    return {Path(tensor.path) for tensor in _external(graph)}
+
+
 def _external(graph: onnx_ir.Graph) -> Iterator[onnx_ir.ExternalTensor]:
     for value in graph.initializers.values():
         if isinstance(value.const_value, onnx_ir.ExternalTensor):

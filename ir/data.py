@@ -8,8 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from planish.ir import dtypes
-from planish.ir.types import KNOWN_LIMIT, TensorType, of_array
+from planish.ir.types import KNOWN_LIMIT, SHAPE_DTYPES, TensorType, of_array
 
 _SAMPLE = 64  # elements that take part in the hash
 
@@ -36,7 +35,7 @@ class Data:
     def lazy(type_: TensorType, load: Callable[[], np.ndarray], origin: object | None = None) -> Data:
         """A constant of the given type whose array `load` returns when it is first needed; it is not kept."""
         small = type_.shape is None or (isinstance(n := type_.elements, int) and n <= KNOWN_LIMIT)
-        if type_.shape is None or (small and type_.dtype in (dtypes.i64, dtypes.i32)):
+        if type_.shape is None or (small and type_.dtype in SHAPE_DTYPES):
             return Data(load())  # takes part in shape arithmetic
         data = Data.__new__(Data)
         data._array, data._load, data.type, data.origin = None, load, type_, origin

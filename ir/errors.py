@@ -27,7 +27,9 @@ class PlanishError(Exception):
     def __str__(self) -> str:
         lines = [self.what]
         lines += [
-            f"  {label} {text}" for label, text in (("at ", self.where), ("by ", self.who), ("try", self.remedy)) if text
+            f"  {label} {text}"
+            for label, text in (("at ", self.where), ("by ", self.who), ("try", self.remedy))
+            if text
         ]
         if self.context:
             lines += self.context.splitlines()

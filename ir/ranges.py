@@ -82,7 +82,11 @@ def dtype_range(value: Value) -> Interval:
 
 def _const(node: Node, _: tuple[Interval, ...]) -> Interval:
     op = node.op
-    if not isinstance(op, Const) or op.data.size == 0 or not (op.data.type.dtype.is_float or op.data.type.dtype.is_integer):
+    if (
+        not isinstance(op, Const)
+        or op.data.size == 0
+        or not (op.data.type.dtype.is_float or op.data.type.dtype.is_integer)
+    ):
         return Interval()
     array = op.data.numpy()
     return Interval.hull(float(np.min(array)), float(np.max(array)))
@@ -99,7 +103,9 @@ def _times(a: float, b: float) -> float:
 def _quotient(x: Interval, y: Interval) -> Interval:
     if y.lo <= 0 <= y.hi:
         return Interval()
-    return Interval.hull(*(a / b if not (math.isinf(a) and math.isinf(b)) else math.nan for a in (x.lo, x.hi) for b in (y.lo, y.hi)))
+    return Interval.hull(
+        *(a / b if not (math.isinf(a) and math.isinf(b)) else math.nan for a in (x.lo, x.hi) for b in (y.lo, y.hi))
+    )
 
 
 def _linear(node: Node, operands: tuple[Interval, ...]) -> Interval:
@@ -156,7 +162,9 @@ _BOUNDS: Mapping[type[Op], Bound] = {
     ops.Mul: _mul,
     ops.Div: lambda _, xs: _quotient(xs[0], xs[1]),
     ops.Neg: lambda _, xs: Interval(-xs[0].hi, -xs[0].lo),
-    ops.Abs: lambda _, xs: Interval(0.0 if xs[0].lo <= 0 <= xs[0].hi else min(map(abs, (xs[0].lo, xs[0].hi))), xs[0].magnitude),
+    ops.Abs: lambda _, xs: Interval(
+        0.0 if xs[0].lo <= 0 <= xs[0].hi else min(map(abs, (xs[0].lo, xs[0].hi))), xs[0].magnitude
+    ),
     ops.Max: lambda _, xs: Interval(max(xs[0].lo, xs[1].lo), max(xs[0].hi, xs[1].hi)),
     ops.Min: lambda _, xs: Interval(min(xs[0].lo, xs[1].lo), min(xs[0].hi, xs[1].hi)),
     ops.Where: lambda _, xs: xs[1].union(xs[2]),

@@ -17,6 +17,7 @@ from planish.ir.dtypes import DType
 from planish.ir.errors import VerifyError
 
 KNOWN_LIMIT = 64  # elements; shape tensors are far smaller
+SHAPE_DTYPES = (dtypes.i64, dtypes.i32, dtypes.boolean)  # of tensors that take part in shape arithmetic
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ def of_array(array: np.ndarray) -> TensorType:
     """The type of a constant, with its contents where they may take part in shape arithmetic."""
     dtype = dtypes.of(array)
     known = None
-    if dtype in (dtypes.i64, dtypes.i32) and array.ndim <= 1 and array.size <= KNOWN_LIMIT:
+    if dtype in SHAPE_DTYPES and array.ndim <= 1 and array.size <= KNOWN_LIMIT:
         known = tuple(int(v) for v in array.reshape(-1))
     return TensorType(dtype, tuple(map(int, array.shape)), known=known)
 

@@ -25,7 +25,9 @@ def dataflow(graph: Graph, *, constants: bool = False) -> nx.DiGraph:
         if isinstance(node.op, Const) and not constants:
             continue
         flow.add_node(node)
-        producers = [SOURCE if v.node is None or (isinstance(v.op, Const) and not constants) else v.node for v in node.inputs]
+        producers = [
+            SOURCE if v.node is None or (isinstance(v.op, Const) and not constants) else v.node for v in node.inputs
+        ]
         flow.add_edges_from((producer, node) for producer in producers or [SOURCE])
     return flow
 

@@ -173,7 +173,9 @@ class Pipeline(Pass):
         """Run all steps; each simple pass is observed and recorded. Raises RewriteError if a property is broken."""
         total = Changes()
         for step in self.steps:
-            total.update(step.run(graph, context) if isinstance(step, Pipeline | Repeat) else observe(step, graph, context))
+            total.update(
+                step.run(graph, context) if isinstance(step, Pipeline | Repeat) else observe(step, graph, context)
+            )
         return total
 
     def __add__(self, other: Pass) -> Pipeline:

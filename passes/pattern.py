@@ -260,9 +260,7 @@ def _match_apply(pattern: Apply, value: Value | None, match: Match) -> Iterator[
         del match.attributes[name]
 
 
-def _match_operands(
-    patterns: Sequence[Pattern], operands: Sequence[Value | None], match: Match
-) -> Iterator[Match]:
+def _match_operands(patterns: Sequence[Pattern], operands: Sequence[Value | None], match: Match) -> Iterator[Match]:
     if not patterns:
         yield match
         return

@@ -1,6 +1,6 @@
 """The passes and pipelines that planish ships, as data; and the text form of pipelines.
 
-    pipeline := step (";" step)*        step := name | name{option=literal, ...} | repeat(pipeline)
+pipeline := step (";" step)*        step := name | name{option=literal, ...} | repeat(pipeline)
 """
 
 from __future__ import annotations
@@ -118,5 +118,3 @@ def _options(kind: type[Pass], text: str) -> dict[str, object]:
 def _suggest(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     return (f"did you mean {near[0]!r}? " if near else "") + "known: " + ", ".join(known)
-
-

@@ -1,9 +1,9 @@
 """planish: a compiler for trained neural networks. ONNX in, a smaller, faster, verified artifact out.
 
-    import planish
-    graph = planish.load("model.onnx")                      # ONNX file, torch module, ExportedProgram or .pt2
-    graph = planish.optimize(graph, "default")              # a recipe, a pipeline, or its text
-    artifact = planish.compile("model.onnx", "out/")        # optimize, write, verify and time
+import planish
+graph = planish.load("model.onnx")                      # ONNX file, torch module, ExportedProgram or .pt2
+graph = planish.optimize(graph, "default")              # a recipe, a pipeline, or its text
+artifact = planish.compile("model.onnx", "out/")        # optimize, write, verify and time
 """
 
 from importlib import import_module

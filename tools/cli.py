@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from planish.tools import commands
 
 app = typer.Typer(
     name="planish",
@@ -20,15 +22,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_Model = Annotated[Path, typer.Argument(help="An ONNX file, or a .pt2 file that torch.export wrote.", show_default=False)]
+_Model = Annotated[
+    Path, typer.Argument(help="An ONNX file, or a .pt2 file that torch.export wrote.", show_default=False)
+]
 _Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else there.")]
+_Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else there.")
+]
 _Shape = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option("--shape", help="Bind input dimensions: x=1x3x224x224 (repeat per input).", show_default=False),
 ]
 _Calib = Annotated[
-    Optional[str],
+    str | None,
     typer.Option(
         "--calib",
         help="Sample inputs: .npz (keys = input names, axis 0 = samples), .npy, a folder of them, an ONNX "
@@ -41,23 +47,26 @@ _Calib = Annotated[
 @app.command(rich_help_panel="Make")
 def optimize(
     model: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Argument(help="An ONNX file, or a .pt2 file that torch.export wrote.", show_default=False),
     ] = None,
     output: Annotated[
-        Optional[Path], typer.Option("--output", "-o", help="Folder to make for the artifact.", show_default=False)
+        Path | None, typer.Option("--output", "-o", help="Folder to make for the artifact.", show_default=False)
     ] = None,
     target: Annotated[str, typer.Option(help="Runtime to optimize for.")] = "ort-cpu",
     recipe: Annotated[
-        Optional[str],
-        typer.Option(help='Named recipe, several joined with "+", or a recipe file (.yaml). Default: default.', show_default=False),
+        str | None,
+        typer.Option(
+            help='Named recipe, several joined with "+", or a recipe file (.yaml). Default: default.',
+            show_default=False,
+        ),
     ] = None,
     passes: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help='Pipeline of your own: "raise-norms; repeat(fold-constants)".', show_default=False),
     ] = None,
     skip_pass: Annotated[
-        Optional[list[str]], typer.Option(help="Leave a pass out (repeat for several).", show_default=False)
+        list[str] | None, typer.Option(help="Leave a pass out (repeat for several).", show_default=False)
     ] = None,
     shape: _Shape = None,
     calib: _Calib = None,
@@ -65,19 +74,24 @@ def optimize(
     bench: Annotated[bool, typer.Option(help="Time the artifact against the original.")] = True,
     threads: Annotated[int, typer.Option(help="Threads while timing; 0 takes all cores.")] = 1,
     min_speedup: Annotated[
-        Optional[float], typer.Option(help="Fail (exit 6) unless the artifact is that many times as fast.", show_default=False)
+        float | None,
+        typer.Option(help="Fail (exit 6) unless the artifact is that many times as fast.", show_default=False),
     ] = None,
-    opset: Annotated[Optional[int], typer.Option(help="Operator set to write.", show_default="chosen")] = None,
+    opset: Annotated[int | None, typer.Option(help="Operator set to write.", show_default="chosen")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing artifact.")] = False,
     print_ir_after: Annotated[
-        Optional[list[str]],
-        typer.Option(help='Print the text IR after this pass ("all": after each that changed something).', show_default=False),
+        list[str] | None,
+        typer.Option(
+            help='Print the text IR after this pass ("all": after each that changed something).', show_default=False
+        ),
     ] = None,
     dump_dir: Annotated[
-        Optional[Path], typer.Option(help="Write the text IR after each pass into this folder.", show_default=False)
+        Path | None, typer.Option(help="Write the text IR after each pass into this folder.", show_default=False)
     ] = None,
-    fuel: Annotated[Optional[int], typer.Option(help="Stop after that many rewrites, to find a faulty one.", show_default=False)] = None,
+    fuel: Annotated[
+        int | None, typer.Option(help="Stop after that many rewrites, to find a faulty one.", show_default=False)
+    ] = None,
     time_passes: Annotated[bool, typer.Option("--time-passes", help="Show the time of each pass and stage.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     list_passes: Annotated[bool, typer.Option("--list-passes", help="List passes and recipes, and exit.")] = False,
@@ -233,10 +247,10 @@ def _print_rules() -> None:
 
 def main() -> None:
     """Entry point of `planish`."""
-    from planish.tools import commands
-
-    commands.register(app)
     app()
+
+
+commands.register(app)
 
 
 def optimize_main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,32 +13,35 @@ from rich.table import Table
 from planish.tools.failure import reported
 
 _Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else there.")]
+_Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON on standard output, and nothing else there.")
+]
 _Shape = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option("--shape", help="Bind input dimensions: x=1x3x224x224 (repeat per input).", show_default=False),
 ]
 
 
 def register(app: typer.Typer) -> None:
     """Add the subcommands to the application."""
-    from planish.tools.bench.command import bench
-
     app.command(rich_help_panel="Look")(inspect)
     app.command(rich_help_panel="Check")(compare)
     app.command(rich_help_panel="Check")(run)
-    app.command(rich_help_panel="Check")(bench)
     app.command(rich_help_panel="Check")(doctor)
 
 
 def inspect(
-    model: Annotated[Path, typer.Argument(help="An ONNX file, a .pt2 file, or an artifact folder.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(help="An ONNX file, a .pt2 file, or an artifact folder.", show_default=False)
+    ],
     ir: Annotated[bool, typer.Option("--ir", help="Print the text IR.")] = False,
-    after: Annotated[
-        Optional[str], typer.Option(help="Run this recipe or pipeline first.", show_default=False)
+    after: Annotated[str | None, typer.Option(help="Run this recipe or pipeline first.", show_default=False)] = None,
+    why: Annotated[
+        str | None, typer.Option(help="Explain why this rule did or didn't apply ...", show_default=False)
     ] = None,
-    why: Annotated[Optional[str], typer.Option(help="Explain why this rule did or didn't apply ...", show_default=False)] = None,
-    at: Annotated[Optional[str], typer.Option(help="... at nodes whose source name contains this.", show_default=False)] = None,
+    at: Annotated[
+        str | None, typer.Option(help="... at nodes whose source name contains this.", show_default=False)
+    ] = None,
     shape: _Shape = None,
     as_json: _Json = False,
     debug: _Debug = False,
@@ -74,7 +77,10 @@ def _print_why(rule: str, place: str, model: Path, pipeline: str, shapes: Any, a
     from planish.tools.compiling import resolve_pipeline
     from planish.tools.inspecting import why
 
-    rows = [(node.op.name, str(node.loc), text) for node, text in why(rule, place, model, resolve_pipeline(pipeline), shapes)]
+    rows = [
+        (node.op.name, str(node.loc), text)
+        for node, text in why(rule, place, model, resolve_pipeline(pipeline), shapes)
+    ]
     if as_json:
         print(json.dumps([{"op": op, "node": loc, "why": text} for op, loc, text in rows], indent=2))
         return
@@ -111,12 +117,16 @@ def _counts(counts: Any) -> str:
 
 
 def compare(
-    original: Annotated[Path, typer.Argument(help="The model that is right: an ONNX file or artifact folder.", show_default=False)],
+    original: Annotated[
+        Path, typer.Argument(help="The model that is right: an ONNX file or artifact folder.", show_default=False)
+    ],
     candidate: Annotated[Path, typer.Argument(help="The model to hold against it.", show_default=False)],
     calib: Annotated[
-        Optional[str], typer.Option(help="Sample inputs, as for optimize. Default: random:3.", show_default=False)
+        str | None, typer.Option(help="Sample inputs, as for optimize. Default: random:3.", show_default=False)
     ] = None,
-    tolerance: Annotated[str, typer.Option(help='"exact", "rounding", or a least SQNR in dB such as "30".')] = "rounding",
+    tolerance: Annotated[
+        str, typer.Option(help='"exact", "rounding", or a least SQNR in dB such as "30".')
+    ] = "rounding",
     seed: Annotated[int, typer.Option(help="Seed of random inputs.")] = 0,
     as_json: _Json = False,
     debug: _Debug = False,
@@ -134,14 +144,19 @@ def compare(
             Console().print(comparison_table(verification))
             Console(stderr=True).print(note, style="dim")
         if not verification.passed:
-            raise MismatchError(agreement(verification), remedy="allow more with --tolerance, if the difference is acceptable")
+            raise MismatchError(
+                agreement(verification), remedy="allow more with --tolerance, if the difference is acceptable"
+            )
 
 
 def run(
     model: Annotated[Path, typer.Argument(help="An ONNX file or an artifact folder.", show_default=False)],
-    inputs: Annotated[str, typer.Option("--inputs", "-i", help="Inputs, in any form that --calib of optimize takes.", show_default=False)],
+    inputs: Annotated[
+        str,
+        typer.Option("--inputs", "-i", help="Inputs, in any form that --calib of optimize takes.", show_default=False),
+    ],
     output: Annotated[
-        Optional[Path], typer.Option("--output", "-o", help="Write all outputs to this .npz.", show_default=False)
+        Path | None, typer.Option("--output", "-o", help="Write all outputs to this .npz.", show_default=False)
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads; 0 takes all cores.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of random inputs.")] = 0,

@@ -26,7 +26,9 @@ def compare_files(
     specs: dict[str, InputSpec] = {}
     for info in first.inputs:
         if info.dtype is None:
-            raise UnsupportedOp(f"input {info.name!r} is a {info.type}, not a tensor", remedy="compare such models in Python")
+            raise UnsupportedOp(
+                f"input {info.name!r} is a {info.type}, not a tensor", remedy="compare such models in Python"
+            )
         specs[info.name] = InputSpec(info.dtype, info.shape)
     source = data or f"random:{RANDOM_SAMPLES}"
     feeds = open_calibration(source, specs, seed=seed, batch=VERIFY_BATCH)

@@ -13,9 +13,10 @@ import planish
 from planish.backends.onnx.writer import WrittenModel, write
 from planish.backends.ort.evaluate import evaluate_opaque
 from planish.backends.targets import TARGETS, Target, target_named
-from planish.frontend import check_weights, load
+from planish.frontend import load
 from planish.frontend.calibration import CalibrationSet, InputSpec, open_calibration
 from planish.frontend.feeds import Feeds
+from planish.frontend.weights import check_weights
 from planish.ir.errors import GateError, MismatchError, UnsupportedOp
 from planish.ir.graph import Graph
 from planish.ir.types import TensorType
@@ -122,8 +123,13 @@ def optimize(
     return graph
 
 
-def compile(  # noqa: A001 - the natural name; planish.compile
-    source: str | Path, out: str | Path, pipeline: str | Pipeline = "default", *, target: str = "ort-cpu", **options: Any
+def compile(
+    source: str | Path,
+    out: str | Path,
+    pipeline: str | Pipeline = "default",
+    *,
+    target: str = "ort-cpu",
+    **options: Any,
 ) -> Outcome:
     """Make a verified, timed artifact folder of a model file. `options` are the further fields of `Job`."""
     steps = pipeline if isinstance(pipeline, Pipeline) else resolve_pipeline(pipeline)

@@ -30,7 +30,9 @@ def diagnose() -> list[dict[str, str]]:
         note = f"for {purpose}" + ("" if version else f': pip install "planish[{extra}]"')
         rows.append(_row(name, version or "not installed", note))
     rows.append(_row("cpu", _cpu_name(), " ".join(flag for flag in CPU_FLAGS if flag in _cpu_flags())))
-    rows.append(_row("cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()), ""))
+    rows.append(
+        _row("cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()), "")
+    )
     return rows
 
 
@@ -46,7 +48,9 @@ def _version(name: str) -> str | None:
 
 
 def _cpu_name() -> str:
-    return next((line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine()
+    )
 
 
 def _cpu_flags() -> set[str]:

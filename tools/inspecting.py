@@ -65,7 +65,9 @@ def optimized_until(source: Path, pipeline: Pipeline, last: str | None, shapes: 
     return graph
 
 
-def why(rule_name: str, place: str, source: Path, pipeline: Pipeline, shapes: Shapes | None = None) -> list[tuple[Node, str]]:
+def why(
+    rule_name: str, place: str, source: Path, pipeline: Pipeline, shapes: Shapes | None = None
+) -> list[tuple[Node, str]]:
     """Nodes at `place` (part of a source node's name) where the rule could start, each with what became of it.
 
     Raises UsageError for a rule or place that doesn't exist.
@@ -111,4 +113,3 @@ def _before(step: Pipeline, last: str) -> list[Pass]:
             break
         kept.append(inner)
     return kept
-

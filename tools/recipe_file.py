@@ -1,9 +1,9 @@
 """Recipes: what to do to a model, by name ("default+tokens") or from a YAML file.
 
-    # recipe.yaml
-    passes: "repeat(fold-constants; simplify-arithmetic); raise-norms"   # or a list, or recipe: NAME
-    skip: [raise-attention]
-    shapes: {x: [1, 3, 224, 224]}
+# recipe.yaml
+passes: "repeat(fold-constants; simplify-arithmetic); raise-norms"   # or a list, or recipe: NAME
+skip: [raise-attention]
+shapes: {x: [1, 3, 224, 224]}
 """
 
 from __future__ import annotations

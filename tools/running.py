@@ -24,14 +24,20 @@ def run_file(
     Raises UsageError if `output` exists or doesn't end in .npz, CalibrationError if the data doesn't fit.
     """
     if output is not None and output.suffix != ".npz":
-        raise UsageError(f"outputs are written as .npz, not {output.suffix or 'a file without suffix'}", where=str(output))
+        raise UsageError(
+            f"outputs are written as .npz, not {output.suffix or 'a file without suffix'}", where=str(output)
+        )
     if output is not None and output.exists() and not force:
-        raise UsageError("the output exists already", where=str(output), remedy="name another, or replace it with --force")
+        raise UsageError(
+            "the output exists already", where=str(output), remedy="name another, or replace it with --force"
+        )
     session = open_session(model, threads=threads)
     specs: dict[str, InputSpec] = {}
     for info in session.inputs:
         if info.dtype is None:
-            raise UnsupportedOp(f"input {info.name!r} is a {info.type}, not a tensor", remedy="run such models in Python")
+            raise UnsupportedOp(
+                f"input {info.name!r} is a {info.type}, not a tensor", remedy="run such models in Python"
+            )
         specs[info.name] = InputSpec(info.dtype, info.shape)
     feeds = open_calibration(inputs, specs, seed=seed, batch=VERIFY_BATCH)
     parts: dict[str, list[np.ndarray]] = {info.name: [] for info in session.outputs}

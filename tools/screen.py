@@ -22,7 +22,13 @@ class Bars:
     """Progress on a terminal: a spinner per stage, a bar where steps can be counted. Silent in a pipe."""
 
     def __init__(self, console: Console):
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+        )
         self.bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.task = self.bars.add_task("start", total=None)
 
@@ -59,7 +65,11 @@ def _ops_table(outcome: Outcome) -> Table:
 
 def _counts(before: int, after: int) -> tuple[str, str, Text]:
     change = after - before
-    return str(before or ""), str(after or ""), Text(f"{change:+d}" if change else "", style="green" if change < 0 else "")
+    return (
+        str(before or ""),
+        str(after or ""),
+        Text(f"{change:+d}" if change else "", style="green" if change < 0 else ""),
+    )
 
 
 def _pass_table(outcome: Outcome, times: bool) -> Table:
@@ -130,7 +140,9 @@ def speed_line(measurements: Measurements) -> Text:
     word = {"faster": "times as fast as", "slower": "times as fast (SLOWER) as", "equal": "times as fast (no gain) as"}
     style = {"faster": "green", "slower": "red", "equal": "yellow"}[verdict]
     text = f"{ratio:.2f} {word[verdict]} the original under ORT_ENABLE_ALL, {measurements.threads} thread(s)"
-    return Text(text, style=style).append(f"\nmedian {old:.2f} ms -> {new:.2f} ms, interleaved, batch as fed", style="dim")
+    return Text(text, style=style).append(
+        f"\nmedian {old:.2f} ms -> {new:.2f} ms, interleaved, batch as fed", style="dim"
+    )
 
 
 def mib(count: int) -> str:

@@ -26,7 +26,9 @@ def carry(e: Emitter, node: Node, x: Operands) -> Lowered:
     source = op.payload
     if not isinstance(source, onnx.Node):
         attributes = [_typed(op, name, value) for name, value in op.attrs]
-        return _leave_out(node, e.add(onnx.Node(op.domain, op.op_type, operands, attributes, num_outputs=len(op.types))))
+        return _leave_out(
+            node, e.add(onnx.Node(op.domain, op.op_type, operands, attributes, num_outputs=len(op.types)))
+        )
     copied = _attributes(source, dict(zip(op.captures, captured, strict=True)))
     made = onnx.Node(
         *(source.domain, source.op_type, operands, copied),

@@ -174,7 +174,9 @@ def tensor(data: Data, name: str = "") -> onnx.TensorProtocol:
     array, dtype = data.numpy(), onnx_dtype(data.type.dtype)
     if dtype == onnx.DataType.STRING:
         encoded = [text if isinstance(text, bytes) else str(text).encode() for text in array.reshape(-1).tolist()]
-        return onnx.StringTensor(np.array(encoded, object).reshape(array.shape), shape=onnx.Shape(array.shape), name=name)
+        return onnx.StringTensor(
+            np.array(encoded, object).reshape(array.shape), shape=onnx.Shape(array.shape), name=name
+        )
     return onnx.Tensor(array, dtype=dtype, name=name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class WrittenModel:
     files: tuple[Path, ...]
     opset: int
     opset_reason: str
+    ops: Mapping[str, int]
 
 
 def build(graph: Graph, *, opset: int | None = None, spellings: Spellings = ORT_CPU) -> onnx.Model:
@@ -79,6 +81,7 @@ def write(
     """
     choice = choose(graph, spellings, opset)
     model = _build(graph, choice, spellings)
+    ops = Counter(node.op_type for node in model.graph)
     data = path.with_name(path.name + ".data")
     files: tuple[Path, ...]
     if _goes_beside(graph, external_data):
@@ -89,7 +92,7 @@ def write(
         _take_in(model)
         stream.save(model, path)
         files = (path,)
-    return WrittenModel(files, choice.opset, choice.reason)
+    return WrittenModel(files, choice.opset, choice.reason, ops)
 
 
 def _build(graph: Graph, choice: OpsetChoice, spellings: Spellings) -> onnx.Model:

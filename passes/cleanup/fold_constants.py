@@ -94,7 +94,7 @@ def _evaluate(node: Node, context: Context) -> list[Data | None]:
         results = [] if context.evaluate_opaque is None else list(context.evaluate_opaque(node, arrays))
         if len(results) != len(node.results):
             raise ValueError(f"{len(results)} results, not {len(node.results)}")
-        return [Data(array) if isinstance(array, np.ndarray | np.generic) else None for array in results]
+        return [Data(np.asarray(array)) if isinstance(array, np.ndarray | np.generic) else None for array in results]
     _require_defined(node, arrays)
     found = node.op.evaluate(*arrays)
     return [Data(np.asarray(array)) for array in (found if isinstance(found, tuple) else (found,))]

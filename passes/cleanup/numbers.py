@@ -106,4 +106,4 @@ def _require_small(result: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
 
 def _smallest(dtype: np.dtype[np.generic]) -> float:
     """The smallest positive normal number of a float dtype."""
-    return float(ml_dtypes.finfo(dtype).smallest_normal)
+    return float(ml_dtypes.finfo(dtype).smallest_normal)  # type: ignore[no-untyped-call]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -218,7 +218,7 @@ def merge_shifts(x: Value, c: Value, d: Value, root: Value) -> object:
     """x + c + d -> x + (c + d), x + c - d -> x + (c - d), x - c + d -> x + (d - c), x - c - d -> x - (c + d)"""
     inner, outer = type(operand_of(root, Add, Sub).op), type(root.op)
     if inner is outer:
-        return outer()(x, merged(np.add, c, d))
+        return (Add() if outer is Add else Sub())(x, merged(np.add, c, d))
     return Add()(x, merged(np.subtract, c, d) if outer is Sub else merged(np.subtract, d, c))
 
 

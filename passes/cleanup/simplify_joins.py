@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from planish.ir import dims
@@ -84,7 +85,7 @@ def _flattened(node: Node, axis: int) -> Value | None:
             parts.append(part)
     if not parts or parts == node.inputs:
         return None
-    return Concat(axis=axis)(*parts)  # type: ignore[no-any-return]
+    return Concat(axis=axis)(*parts)
 
 
 def _simplify_split(replacer: Replacer, node: Node, op: Split) -> None:
@@ -92,7 +93,7 @@ def _simplify_split(replacer: Replacer, node: Node, op: Split) -> None:
     bounds = [0]
     for size in op.sizes:
         bounds.append(bounds[-1] + size)
-    found = [_part_of_join(source, op.axis, a, b, whole=True) for a, b in zip(bounds, bounds[1:], strict=False)]
+    found = [_part_of_join(source, op.axis, a, b, whole=True) for a, b in pairwise(bounds)]
     if len(op.sizes) == 1:
         found = [source]
     pairs = [(old, new) for old, new in zip(node.results, found, strict=True) if old.uses]
@@ -124,10 +125,10 @@ def _part_of_join(joined: Value, axis: int, begin: Dim, end: Dim, whole: bool) -
     if begin in seams and end in seams:
         parts = node.inputs[seams.index(begin) : len(seams) - 1 - seams[::-1].index(end)]
         if parts:
-            return parts[0] if len(parts) == 1 else Concat(axis=axis)(*parts)  # type: ignore[no-any-return]
+            return parts[0] if len(parts) == 1 else Concat(axis=axis)(*parts)
     if whole or not isinstance(begin, int) or not isinstance(end, int):
         return None
-    for part, start, stop in zip(node.inputs, seams, seams[1:], strict=False):
+    for part, start, stop in zip(node.inputs, seams[:-1], seams[1:], strict=True):
         if isinstance(start, int) and isinstance(stop, int) and start <= begin and end <= stop:
             return _cut(part, axis, begin - start, end - start)
     return None
@@ -165,7 +166,7 @@ def _cut(value: Value, axis: int, begin: Dim, end: Dim) -> Value | None:
     last = _FAR if end == extent and not isinstance(end, int) else end
     if not isinstance(begin, int) or not isinstance(last, int):
         return None
-    return Slice(starts=(begin,), ends=(last,), axes=(axis,), steps=(1,))(value)  # type: ignore[no-any-return]
+    return Slice(starts=(begin,), ends=(last,), axes=(axis,), steps=(1,))(value)
 
 
 def _only_axis(op: object) -> int:

@@ -9,7 +9,6 @@ from typing import ClassVar
 import numpy as np
 
 from planish.ir.dims import Dim
-from planish.ir.errors import VerifyError
 from planish.ir.graph import Value
 from planish.ir.op import constant
 from planish.ir.ops import (
@@ -67,7 +66,7 @@ def merge_transposes(x: Value, outer: tuple[int, ...], inner: tuple[int, ...]) -
 
 @rule(lambda x: Transpose(perm=attr("perm"))(x))
 def reshape_instead_of_transpose(x: Value, perm: tuple[int, ...], root: Value) -> object:
-    """Transpose(perm=p)(x) -> Reshape(x), where p moves only axes of extent 1 and a neighbour can take in the Reshape"""
+    """Transpose(perm=p)(x) -> Reshape(x), where p moves only axes of extent 1, beside another reshape"""
     moved = [axis for axis in perm if x.tensor.dims[axis] != 1]
     if moved != sorted(moved):
         reject(f"perm {perm} moves axes that are longer than 1")

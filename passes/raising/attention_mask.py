@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from planish.ir import dtypes
+from planish.ir.data import Data
 from planish.ir.dims import Dim
 from planish.ir.graph import Value
 from planish.ir.op import constant
-from planish.ir.ops import Add, Expand, Not, Where
+from planish.ir.ops import Add, Const, Expand, Log, Not, Where
 from planish.passes.rewrite import array_like, reject
 
 LOW = -1e4  # scores this far below the others have weight 0 in float32
@@ -69,19 +70,19 @@ def simplified(mask: Value, scores: tuple[Dim, ...]) -> Mask:
 def need_broadcast(mask: Value, scores: tuple[Dim, ...]) -> None:
     """Reject the match unless the mask provably broadcasts to the shape of the scores."""
     shape = mask.tensor.dims
-    fits = len(shape) <= len(scores) and all(
-        a in (1, b) for a, b in zip(shape[::-1], scores[::-1], strict=False)
-    )
+    fits = len(shape) <= len(scores) and all(a in (1, b) for a, b in zip(shape[::-1], scores[::-1], strict=False))
     if not fits:
         reject(f"the mask is {mask.type}, which doesn't provably broadcast to scores of shape {list(scores)}")
 
 
-def need_no_empty_row(mask: Mask) -> None:
-    """Reject the match if the mask may exclude a whole row: the guard around the softmax makes zeros of it."""
+def need_no_empty_row(mask: Mask, guard: float) -> None:
+    """Reject the match if the mask may exclude a whole row: the weights are then NaN, which `guard` replaces."""
+    if guard != 0:
+        reject(f"NaN among the weights becomes {guard:g}, not 0")
     if mask.value is None:
         return
     if mask.value.tensor.dtype == dtypes.boolean or not _stays_finite(mask.value):
-        reject("a row may be masked as a whole, which the NaN guard makes zero")
+        reject("a row may be masked as a whole, and its NaN is made zero")
 
 
 def _selected(condition: Value, keeps: bool, low: float, q: Value) -> Value:
@@ -94,19 +95,11 @@ def _selected(condition: Value, keeps: bool, low: float, q: Value) -> Value:
     zero, bottom = array_like(0.0, q), array_like(low, q)
     data = constant(condition)
     if data is not None:
-        chosen = data.numpy() if keeps else ~data.numpy()
-        return _constant(np.where(chosen, zero, bottom))
+        kept = data.numpy() if keeps else ~data.numpy()
+        fixed: Value = Const(Data(np.where(kept, zero, bottom)))()
+        return fixed
     result: Value = Where()(condition, zero, bottom) if keeps else Where()(condition, bottom, zero)
     return result
-
-
-def _constant(array: np.ndarray) -> Value:
-    from planish.ir.op import as_value
-
-    value = as_value(array)
-    if value is None:
-        raise TypeError("an array is a value")
-    return value
 
 
 def _unexpanded(condition: Value, scores: tuple[Dim, ...]) -> Value:
@@ -128,6 +121,8 @@ def _stays_finite(value: Value) -> bool:
         seen.add(current)
         data = constant(current)
         if data is not None and data.type.dtype.is_float and not np.isfinite(data.numpy()).all():
+            return False
+        if isinstance(current.op, Log):
             return False
         work.extend(current.node.inputs if current.node is not None else ())
     return True

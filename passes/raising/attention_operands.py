@@ -5,7 +5,9 @@ from __future__ import annotations
 from planish.ir import dims
 from planish.ir.graph import Value
 from planish.ir.op import constant
-from planish.ir.ops import Div, DynamicReshape, Mul, Reshape, Transpose
+from planish.ir.ops import Attention, Div, DynamicReshape, Mul, Reshape, Squeeze, Transpose, Unsqueeze
+from planish.passes.raising.attention_mask import Mask
+from planish.passes.raising.parameters import shortest
 from planish.passes.rewrite import reject
 
 
@@ -26,6 +28,36 @@ def keys(transposed: Value) -> Value:
         return merged
     result: Value = Transpose(exchange)(transposed)
     return result
+
+
+def on_heads(q: Value, k: Value, v: Value, mask: Mask, scale: float) -> Value:
+    """Attention of q, k, v of rank 4; or of rank 3, [B * H, N, D], by their heads or as one head each."""
+    op = Attention(shortest(scale), mask.causal)
+    if q.tensor.rank == 4:
+        result: Value = op(q, k, v, mask.value)
+        return result
+    rejoined = _on_split_heads(op, q, k, v, mask)
+    if rejoined is not None:
+        return rejoined
+    add_head, value = Unsqueeze((1,)), mask.value
+    if value is not None and value.tensor.rank == 3:
+        value = add_head(value)
+    single: Value = Squeeze((1,))(op(add_head(q), add_head(k), add_head(v), value))
+    return single
+
+
+def _on_split_heads(op: Attention, q: Value, k: Value, v: Value, mask: Mask) -> Value | None:
+    heads = [x for x in map(split_heads, (q, k, v)) if x is not None]
+    if len(heads) != 3 or len({x.tensor.dims[:2] for x in heads}) != 1:
+        return None
+    if mask.value is not None and mask.value.tensor.dims[:-2] not in ((), (1,)):
+        return None
+    result: Value = op(*heads, mask.value)
+    merged = Reshape.to(result.tensor, (*q.tensor.dims[:-1], v.tensor.dims[-1]))
+    if merged is None:
+        return None
+    rejoined: Value = merged(result)
+    return rejoined
 
 
 def without_factor(value: Value) -> tuple[Value, float]:

@@ -5,7 +5,7 @@ Each call makes a new pattern: two calls match independently of each other.
 
 from __future__ import annotations
 
-from planish.ir.ops import Cast, Div, Pow, Reciprocal, ReduceMean, Sqrt
+from planish.ir.ops import Cast, Clip, Div, Max, Pow, Reciprocal, ReduceMean, Relu, Sqrt
 from planish.passes.pattern import Pattern, attr, either
 
 
@@ -17,6 +17,12 @@ def mean(x: Pattern) -> Pattern:
 def square(x: Pattern) -> Pattern:
     """x * x or x ** 2."""
     return either(x * x, Pow()(x, 2.0))
+
+
+def raw_variance(x: Pattern, average: Pattern) -> Pattern:
+    """E[x^2] - E[x]^2, maybe kept from falling below zero."""
+    variance = mean(square(x)) - square(average)
+    return either(variance, Max()(variance, 0.0), Relu()(variance), Clip(lo=0.0)(variance))
 
 
 def inverse_root(x: Pattern) -> Pattern:

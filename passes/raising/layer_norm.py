@@ -10,26 +10,19 @@ import numpy as np
 from planish.ir.dtypes import DType
 from planish.ir.graph import Value
 from planish.ir.ops import (
-    Add,
     BatchNorm,
     Cast,
-    Clip,
     InstanceNorm,
     LayerNorm,
-    Max,
-    Mul,
     Neg,
-    ReduceMean,
     ReduceSumSquare,
-    Relu,
     Reshape,
     Squeeze,
-    Sub,
     Transpose,
 )
 from planish.passes.exactness import ROUNDING
 from planish.passes.pattern import Array, Pattern, Scalar, attr, either
-from planish.passes.raising.fragments import inverse_root, mean, over_root, square, widened
+from planish.passes.raising.fragments import inverse_root, mean, over_root, raw_variance, square, widened
 from planish.passes.raising.parameters import along, epsilon, keeping
 from planish.passes.rewrite import reject, rule
 
@@ -42,20 +35,20 @@ def centred_over_deviation(x: Pattern, eps: Scalar) -> Pattern:
 
 
 @rule(centred_over_deviation, exactness=ROUNDING)
-def layer_norm(x: Value, eps: float, axes: tuple[int, ...], root: Value, up: object = None, down: object = None) -> Value:
+def layer_norm(
+    x: Value, eps: float, axes: tuple[int, ...], root: Value, up: object = None, down: object = None
+) -> Value:
     """(x - E[x]) / sqrt(E[(x - E[x])^2] + eps) = LayerNorm(x)."""
     return keeping(normalised(_in_dtype(x, root.tensor.dtype), axes, eps), root)
 
 
 def centred_over_raw_deviation(x: Pattern, eps: Scalar) -> Pattern:
     average = mean(x)
-    return over_root(x - average, _raw_variance(x, average) + eps)
+    return over_root(x - average, raw_variance(x, average) + eps)
 
 
 @rule(centred_over_raw_deviation, exactness=ROUNDING)
-def layer_norm_of_raw_moments(
-    x: Value, eps: float, axes: tuple[int, ...], root: Value, down: object = None
-) -> Value:
+def layer_norm_of_raw_moments(x: Value, eps: float, axes: tuple[int, ...], root: Value, down: object = None) -> Value:
     """(x - E[x]) / sqrt(E[x^2] - E[x]^2 + eps) = LayerNorm(x)."""
     return keeping(normalised(x, axes, eps), root)
 
@@ -67,16 +60,14 @@ def scaled_centred(x: Pattern, gamma: Array, eps: Scalar) -> Pattern:
 
 
 @rule(scaled_centred, exactness=ROUNDING)
-def layer_norm_of_scaled_inverse(
-    x: Value, gamma: np.ndarray, eps: float, axes: tuple[int, ...], root: Value
-) -> Value:
+def layer_norm_of_scaled_inverse(x: Value, gamma: np.ndarray, eps: float, axes: tuple[int, ...], root: Value) -> Value:
     """(x - E[x]) * (gamma / sqrt(Var[x] + eps)) = LayerNorm(x, gamma)."""
     return keeping(_affine(x, gamma, None, axes, eps), root)
 
 
 def scale_and_shift(x: Pattern, gamma: Array, beta: Array, eps: Scalar) -> Pattern:
     average = mean(x)
-    variance = either(mean(square(x - average)), _raw_variance(x, average))
+    variance = either(mean(square(x - average)), raw_variance(x, average))
     inverse = inverse_root(variance + eps)
     scale = either(inverse * gamma, inverse)
     moved = average * scale
@@ -156,20 +147,13 @@ def normalised(x: Value, axes: tuple[int, ...], eps: float) -> Value:
     return moved
 
 
-def _affine(
-    x: Value, gamma: np.ndarray | None, beta: np.ndarray | None, axes: tuple[int, ...], eps: float
-) -> Value:
+def _affine(x: Value, gamma: np.ndarray | None, beta: np.ndarray | None, axes: tuple[int, ...], eps: float) -> Value:
     if axes != tuple(range(-len(axes), 0)):
         reject(f"axes {axes} are not the last ones")
     shape = x.tensor.dims[axes[0] :]
     parameters = [None if array is None else along(array, shape) for array in (gamma, beta)]
     result: Value = LayerNorm(axis=axes[0], eps=epsilon(eps))(x, *parameters)
     return result
-
-
-def _raw_variance(x: Pattern, average: Pattern) -> Pattern:
-    variance = mean(square(x)) - square(average)
-    return either(variance, Max()(variance, 0.0), Relu()(variance), Clip(lo=0.0)(variance))
 
 
 def _in_dtype(x: Value, dtype: DType) -> Value:
@@ -188,4 +172,3 @@ LAYER_NORM_RULES = (
     layer_norm_of_batch_norm,
 )
 """From parts to LayerNorm; roots are Div, Mul, Add, Sub and Reshape."""
-

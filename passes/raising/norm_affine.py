@@ -133,9 +133,7 @@ def scaled_rms_norm(x: Pattern, gamma: Maybe, factor: Array) -> Pattern:
 
 
 @rule(scaled_rms_norm, exactness=ROUNDING)
-def scale_into_rms_norm(
-    x: Value, gamma: Value | None, factor: np.ndarray, axis: int, eps: float, root: Value
-) -> Value:
+def scale_into_rms_norm(x: Value, gamma: Value | None, factor: np.ndarray, axis: int, eps: float, root: Value) -> Value:
     """RMSNorm(x, gamma) * s = RMSNorm(x, gamma * s), s constant and of the normalised shape."""
     factor = along(factor, x.tensor.dims[axis:])
     return keeping(RMSNorm(axis, eps)(x, _times(gamma, factor) if gamma else factor), root)
