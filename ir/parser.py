@@ -28,7 +28,7 @@ def parse_graph(
 
     constants: by digest, those that the text names so (`constants_of`). payloads: by name (`payloads_of`).
     Raises VerifyError with line number and source line if the text is malformed, an op, constant or payload is unknown,
-    or an annotation differs from what the op infers.
+    or an annotation (which results may do without) differs from what the op infers.
     """
     try:
         module = ast.parse(text)
@@ -106,6 +106,8 @@ class _Parser:
                 self._node(call, [target], self._type(annotation))
             case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Call() as call):
                 self._node(call, targets, None)
+            case ast.Assign(targets=[ast.Name() as target], value=ast.Call() as call):
+                self._node(call, [target], None)
             case ast.Expr(value=ast.Call() as call):
                 self._node(call, [], None)
             case ast.Return(value=value):
@@ -131,8 +133,8 @@ class _Parser:
             self._fail(call, error.what)
         except (TypeError, ValueError, AttributeError, IndexError) as error:
             self._fail(call, f"{op!r} doesn't fit its operands: {error}")
-        if len(node.results) != len(names) or (annotation is None and len(names) == 1):
-            self._fail(call, f"{op.name} has {len(node.results)} results; one result needs an annotation")
+        if len(node.results) != len(names):
+            self._fail(call, f"{op.name} has {len(node.results)} results, not {len(names)}")
         if annotation is not None and node.result.type.interface() != annotation:
             self._fail(call, f"the annotation says {annotation}, but {op.name} gives {node.result.type}")
         self._graph.insert(node)

@@ -41,8 +41,8 @@ def summarize(graph: Graph) -> Summary:
     return Summary(
         inputs=tuple(f"{v.hint}: {v.type}" for v in graph.inputs),
         outputs=tuple(f"{name}: {v.type}" for name, v in zip(names, graph.outputs, strict=True)),
-        ops=Counter(n.op.name for n in graph if not isinstance(n.op, Const | Opaque) and not n.op.is_return),
-        opaque=Counter(n.op.op_type for n in graph if isinstance(n.op, Opaque)),
+        ops=dict(Counter(n.op.name for n in graph if not isinstance(n.op, Const | Opaque) and not n.op.is_return)),
+        opaque=dict(Counter(n.op.op_type for n in graph if isinstance(n.op, Opaque))),
         parameters=sum(data.size for data in weights if data.type.dtype.is_float),
         weight_bytes=sum(data.nbytes for data in weights),
         opsets=dict(graph.opsets),

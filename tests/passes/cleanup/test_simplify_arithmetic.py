@@ -33,7 +33,9 @@ def test_adding_minus_zero_is_dropped():
 
 
 def test_adding_integer_zero_is_dropped():
-    check_rewrite(rules.add_zero, graph("Add()(x, c)", "i32[n, 4]", "i32[n, 4]", c="Const(i32, 0)"), returns(x="i32[n, 4]"))
+    check_rewrite(
+        rules.add_zero, graph("Add()(x, c)", "i32[n, 4]", "i32[n, 4]", c="Const(i32, 0)"), returns(x="i32[n, 4]")
+    )
 
 
 def test_adding_zero_that_broadcasts_is_kept():
@@ -127,7 +129,13 @@ def test_cast_by_way_of_a_wider_dtype_is_merged(start, between, to):
 
 @pytest.mark.parametrize(
     ("start", "between", "to"),
-    [("f32", "f16", "f32"), ("i32", "f32", "i32"), ("f32", "i32", "f32"), ("i64", "bool", "i64"), ("f16", "bf16", "f32")],
+    [
+        ("f32", "f16", "f32"),
+        ("i32", "f32", "i32"),
+        ("f32", "i32", "f32"),
+        ("i64", "bool", "i64"),
+        ("f16", "bf16", "f32"),
+    ],
 )
 def test_cast_by_way_of_a_narrower_dtype_stays(start, between, to):
     before = graph(f"Cast(to={to})(a)", f"{to}[n]", f"{start}[n]", a=f"Cast(to={between})(x)")
@@ -245,7 +253,12 @@ def test_scales_that_overflow_together_stay():
 
 def test_scales_that_are_larger_together_stay():
     before = graph(
-        "Mul()(a, d)", "f32[2, 2]", "f32[2, 2]", c="Const(f32, [[2.0], [3.0]])", a="Mul()(x, c)", d="Const(f32, [2.0, 3.0])"
+        "Mul()(a, d)",
+        "f32[2, 2]",
+        "f32[2, 2]",
+        c="Const(f32, [[2.0], [3.0]])",
+        a="Mul()(x, c)",
+        d="Const(f32, [2.0, 3.0])",
     )
     check_unchanged(rules.merge_scales, before, "larger than each")
 
