@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from planish.frontend.call import Call, Converted, Converter, Refusal, apply
 from planish.ir import dims, dtypes, ops
 from planish.ir.graph import Value
@@ -39,8 +41,7 @@ def _attention(call: Call) -> Converted:
         raise Refusal("attention with softcap or another softmax precision")
     if call.int_attr("left_window_size", -1) != -1 or call.int_attr("right_window_size", -1) != -1:
         raise Refusal("attention within a window")
-    if (mask := call.get(3)) is not None and mask.tensor.dtype == dtypes.boolean and not _lets_something_through(mask):
-        raise Refusal("a boolean mask that may hide a whole row, for which ONNX defines a result and the IR doesn't")
+    mask = call.get(3)
     q, k, v = (call.arg(i) for i in range(3))
     flat = len(call.dims(0)) == 3
     if flat:
@@ -54,11 +55,17 @@ def _attention(call: Call) -> Converted:
     else:
         raise Refusal("the scale follows from a symbolic width")
     result = apply(ops.Attention(scale, call.flag_attr("is_causal")), q, k, v, mask)
+    if mask is not None and mask.tensor.dtype == dtypes.boolean and not _lets_something_through(mask):
+        # A row that is hidden as a whole is zero in ONNX, but NaN in the IR.
+        zero = np.zeros((), result.tensor.dtype.storage)
+        result = apply(ops.Where(), apply(ops.IsNaN(), result), zero, result)
     return merge_heads(result) if flat else result
 
 
 def _lets_something_through(mask: Value) -> bool:
-    """True if the mask is constant, and True somewhere in each row."""
+    """True if the mask is constant (and maybe expanded), and True somewhere in each row."""
+    while mask.node is not None and isinstance(mask.node.op, ops.Expand):
+        mask = mask.node.inputs[0]
     data = constant(mask)
     return data is not None and bool(data.numpy().any(axis=-1).all())
 

@@ -11,12 +11,12 @@ from planish.passes.base import RulePass
 from planish.passes.exactness import ROUNDING
 from planish.passes.pattern import Pattern, Scalar, either
 from planish.passes.raising.attention_absorb import ABSORBING_RULES
-from planish.passes.raising.attention_mask import mask_of, need_no_empty_row
+from planish.passes.raising.attention_mask import mask_of, may_hide_a_row
 from planish.passes.raising.attention_operands import keys, need_same_heads, on_heads, without_factor
 from planish.passes.raising.attention_windows import attention_in_windows
 from planish.passes.raising.fragments import narrowed, widened
 from planish.passes.raising.parameters import keeping
-from planish.passes.rewrite import Rule, reject, rule
+from planish.passes.rewrite import Rule, array_like, reject, rule
 
 
 def weights(logits: Pattern, guard: Pattern) -> Pattern:
@@ -77,9 +77,13 @@ def attention(
     need_same_heads(q, k, v)
     shape = (*q.tensor.dims[:-1], k.tensor.dims[-2])
     found = mask_of(shape, mask, second, keep, drop, low, q)
-    if guard is not None:
-        need_no_empty_row(found, guard)
-    return keeping(on_heads(q, k, v, found, scale), root)
+    result = on_heads(q, k, v, found, scale)
+    if guard is not None and may_hide_a_row(found):
+        if guard != 0:
+            reject(f"NaN among the weights becomes {guard:g}, not 0")
+        # Only rows that are masked as a whole are NaN: guarding the result is the same as guarding the weights.
+        result = Where()(IsNaN()(result), array_like(0.0, result), result)
+    return keeping(result, root)
 
 
 @dataclass(frozen=True)

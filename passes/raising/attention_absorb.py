@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from planish.ir import dims
+from typing import Any
+
 from planish.ir.graph import Value
-from planish.ir.ops import Attention, Div, Expand, Mul, Reshape, Tile, Transpose, Unsqueeze
+from planish.ir.ops import Attention, Div, Expand, Mul, Reshape, Squeeze, Tile, Transpose, Unsqueeze
 from planish.passes.exactness import ROUNDING
 from planish.passes.pattern import Maybe, Pattern, Scalar, attr, either
 from planish.passes.raising.parameters import shortest
@@ -76,48 +77,36 @@ def key_factor_into_scale(
 
 
 def attention_of_repeated_heads(q: Pattern, k: Pattern, v: Pattern, n: Pattern, m: Pattern, mask: Maybe) -> Pattern:
-    repeated_k = Reshape(shape=attr("k_shape"))(repeated(k, n, "k"))
-    repeated_v = Reshape(shape=attr("v_shape"))(repeated(v, m, "v"))
-    return Attention(scale=attr("scale"), causal=attr("causal"))(q, repeated_k, repeated_v, mask)
-
-
-def repeated(x: Pattern, count: Pattern, name: str) -> Pattern:
-    single = Unsqueeze(axes=(2,))(x)
-    return either(Expand()(single, count), Tile(repeats=attr(f"{name}_repeats"))(single))
+    repeated_k = Reshape(shape=attr("k_shape"))(either(Expand()(k, n), Tile(repeats=attr("k_repeats"))(k)))
+    repeated_v = Reshape(shape=attr("v_shape"))(either(Expand()(v, m), Tile(repeats=attr("v_repeats"))(v)))
+    return Attention(scale=attr("scale"), causal=attr("causal"))(q, repeated_k, repeated_v, mask)  # type: ignore[no-any-return]
 
 
 @rule(attention_of_repeated_heads, exactness=ROUNDING, shared=True)
 def repeated_heads_as_groups(
-    q: Value,
-    k: Value,
-    v: Value,
-    n: Value | None,
-    m: Value | None,
-    mask: Value | None,
-    scale: float,
-    causal: bool,
-    root: Value,
-    k_shape: tuple[int, ...],
-    v_shape: tuple[int, ...],
-    k_repeats: tuple[int, ...] | None = None,
-    v_repeats: tuple[int, ...] | None = None,
+    q: Value, k: Value, v: Value, mask: Value | None, scale: float, causal: bool, root: Value, **_: Any
 ) -> Value:
-    """Attention of keys and values of which each head is repeated G times = Attention with H / G heads of those."""
-    for own, place in ((k, 1), (v, 2)):
-        many = root.node.operands[place] if root.node is not None else None
-        if many is None or many.tensor.dims[1] != dims.mul(own.tensor.dims[1], _group(q, own)):
-            reject(f"{own.type} isn't repeated along its heads")
-        if (many.tensor.dims[0], *many.tensor.dims[2:]) != (own.tensor.dims[0], *own.tensor.dims[2:]):
-            reject(f"{own.type} is repeated along other axes than its heads")
-    result: Value = Attention(scale, causal)(q, k, v, mask)
+    """Attention of keys and values [B, H / G, 1, N, D], each repeated G times along axis 2, = Attention of their heads."""
+    operands = root.node.operands if root.node is not None else ()
+    result: Value = Attention(scale, causal)(q, _single(k, operands[1]), _single(v, operands[2]), mask)
     return result
 
 
-def _group(q: Value, k: Value) -> int:
-    heads, own = q.tensor.dims[1], k.tensor.dims[1]
-    if not isinstance(heads, int) or not isinstance(own, int) or own == 0 or heads % own:
-        reject(f"{own} heads of keys don't divide {heads} heads of queries")
-    return heads // own
+def _single(heads: Value, repeated: Value | None) -> Value:
+    """`heads`[B, H / G, 1, N, D] without axis 2; rejects the match unless `repeated` is [B, H, N, D] of those heads."""
+    shape = heads.tensor.dims
+    if repeated is None or len(shape) != 5 or shape[2] != 1:
+        reject(f"{heads.type} doesn't hold heads that are repeated along axis 2")
+    batch, count, *rest = repeated.tensor.dims
+    if (batch, *rest) != (shape[0], *shape[3:]) or not isinstance(shape[1], int) or not isinstance(count, int):
+        reject(f"{heads.type} is repeated along other axes than its heads")
+    if shape[1] == 0 or count % shape[1]:
+        reject(f"{shape[1]} heads of keys don't divide {count} heads of queries")
+    node = heads.node
+    if node is not None and node.op == Unsqueeze((2,)):
+        return node.inputs[0]
+    single: Value = Squeeze((2,))(heads)
+    return single
 
 
 def _scale(scale: float, factor: float | None, divisor: float | None) -> float:

@@ -75,14 +75,15 @@ def need_broadcast(mask: Value, scores: tuple[Dim, ...]) -> None:
         reject(f"the mask is {mask.type}, which doesn't provably broadcast to scores of shape {list(scores)}")
 
 
-def need_no_empty_row(mask: Mask, guard: float) -> None:
-    """Reject the match if the mask may exclude a whole row: the weights are then NaN, which `guard` replaces."""
-    if guard != 0:
-        reject(f"NaN among the weights becomes {guard:g}, not 0")
+def may_hide_a_row(mask: Mask) -> bool:
+    """True unless each row of the mask provably lets some position take part."""
     if mask.value is None:
-        return
-    if mask.value.tensor.dtype == dtypes.boolean or not _stays_finite(mask.value):
-        reject("a row may be masked as a whole, and its NaN is made zero")
+        return False
+    data = constant(mask.value)
+    if data is None:
+        return mask.value.tensor.dtype == dtypes.boolean or not _stays_finite(mask.value)
+    array = data.numpy()
+    return not bool((array if array.dtype == np.bool_ else np.isfinite(array)).any(axis=-1).all())
 
 
 def _selected(condition: Value, keeps: bool, low: float, q: Value) -> Value:

@@ -25,9 +25,7 @@ def batch_norm(x: Pattern, gamma: Array, beta: Array, mean: Array, var: Array) -
     return result
 
 
-def conv_then_batch_norm(
-    x: Pattern, w: Array, b: Maybe, gamma: Array, beta: Array, mean: Array, var: Array
-) -> Pattern:
+def conv_then_batch_norm(x: Pattern, w: Array, b: Maybe, gamma: Array, beta: Array, mean: Array, var: Array) -> Pattern:
     return batch_norm(ANY_CONV(x, w, b), gamma, beta, mean, var)
 
 
@@ -69,9 +67,7 @@ def batch_norm_into_linear(
     return linear_then(_affine(gamma, beta, mean, var, eps), x, w, b)
 
 
-def batch_norm_then_conv(
-    x: Pattern, w: Array, b: Maybe, gamma: Array, beta: Array, mean: Array, var: Array
-) -> Pattern:
+def batch_norm_then_conv(x: Pattern, w: Array, b: Maybe, gamma: Array, beta: Array, mean: Array, var: Array) -> Pattern:
     result: Pattern = ANY_CONV(batch_norm(x, gamma, beta, mean, var), w, b)
     return result
 
