@@ -1,4 +1,4 @@
-"""What a converter sees of one ONNX node: its operands, attributes and operator-set version, behind checked accessors."""
+"""What a converter sees of one ONNX node: operands, attributes and operator-set version, behind checked accessors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Converted = Value | Sequence[Value]
 INT64_MAX = 2**63 - 1
 
 
-class Refusal(Exception):  # noqa: N818 - control flow inside the reader, never seen by a caller
+class Refusal(Exception):
     """The node has no exact spelling in the IR; the message says why, and the node is carried as Opaque."""
 
 

@@ -122,7 +122,7 @@ class TypeInference:
             types.append(merged(found, declared_type(output.type, output.shape, self._symbols), self._symbols))
         if types and types[0] == UNKNOWN and node.domain == "com.microsoft" and node.op_type in _LIKE_FIRST:
             first = node.inputs[0]
-            if first is not None and first.name in operands:
+            if first is not None and first.name is not None and first.name in operands:
                 types[0] = operands[first.name].type.interface()
         return tuple(types), protos
 

@@ -15,9 +15,19 @@ from planish.ir.op import Const, Op, constant
 
 # ONNX TensorProto.DataType numbers of the element types that Cast converts between exactly as numpy does
 _CAST_TARGETS: dict[int, DType] = {
-    1: dtypes.f32, 10: dtypes.f16, 11: dtypes.f64, 16: dtypes.bf16, 9: dtypes.boolean,
-    3: dtypes.i8, 5: dtypes.i16, 6: dtypes.i32, 7: dtypes.i64,
-    2: dtypes.u8, 4: dtypes.u16, 12: dtypes.u32, 13: dtypes.u64,
+    1: dtypes.f32,
+    10: dtypes.f16,
+    11: dtypes.f64,
+    16: dtypes.bf16,
+    9: dtypes.boolean,
+    3: dtypes.i8,
+    5: dtypes.i16,
+    6: dtypes.i32,
+    7: dtypes.i64,
+    2: dtypes.u8,
+    4: dtypes.u16,
+    12: dtypes.u32,
+    13: dtypes.u64,
 }
 _FLOAT32_LOWEST = float(np.finfo(np.float32).min)
 _FLOAT32_HIGHEST = float(np.finfo(np.float32).max)
@@ -112,8 +122,12 @@ def _mod(call: Call) -> Converted:
 
 
 _CONSTANT_LISTS: dict[str, type] = {
-    "value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64,
-    "value_string": np.object_, "value_strings": np.object_,
+    "value_float": np.float32,
+    "value_floats": np.float32,
+    "value_int": np.int64,
+    "value_ints": np.int64,
+    "value_string": np.object_,
+    "value_strings": np.object_,
 }
 
 
@@ -127,16 +141,42 @@ def _constant(call: Call) -> Converted:
 
 
 _UNARY: dict[str, Op] = {
-    "Abs": ops.Abs(), "Neg": ops.Neg(), "Sign": ops.Sign(), "Sqrt": ops.Sqrt(), "Reciprocal": ops.Reciprocal(),
-    "Exp": ops.Exp(), "Log": ops.Log(), "Erf": ops.Erf(), "Sin": ops.Sin(), "Cos": ops.Cos(), "Tanh": ops.Tanh(),
-    "Sigmoid": ops.Sigmoid(), "Relu": ops.Relu(), "Floor": ops.Floor(), "Ceil": ops.Ceil(), "Round": ops.Round(),
-    "Softplus": ops.Softplus(), "Not": ops.Not(), "IsNaN": ops.IsNaN(), "HardSwish": ops.HardSwish(),
+    "Abs": ops.Abs(),
+    "Neg": ops.Neg(),
+    "Sign": ops.Sign(),
+    "Sqrt": ops.Sqrt(),
+    "Reciprocal": ops.Reciprocal(),
+    "Exp": ops.Exp(),
+    "Log": ops.Log(),
+    "Erf": ops.Erf(),
+    "Sin": ops.Sin(),
+    "Cos": ops.Cos(),
+    "Tanh": ops.Tanh(),
+    "Sigmoid": ops.Sigmoid(),
+    "Relu": ops.Relu(),
+    "Floor": ops.Floor(),
+    "Ceil": ops.Ceil(),
+    "Round": ops.Round(),
+    "Softplus": ops.Softplus(),
+    "Not": ops.Not(),
+    "IsNaN": ops.IsNaN(),
+    "HardSwish": ops.HardSwish(),
     "Identity": ops.Identity(),
 }
 _BINARY: dict[str, Op] = {
-    "Add": ops.Add(), "Sub": ops.Sub(), "Mul": ops.Mul(), "Div": ops.Div(), "Pow": ops.Pow(),
-    "Equal": ops.Equal(), "Less": ops.Less(), "LessOrEqual": ops.LessOrEqual(), "Greater": ops.Greater(),
-    "GreaterOrEqual": ops.GreaterOrEqual(), "And": ops.And(), "Or": ops.Or(), "Xor": ops.Xor(),
+    "Add": ops.Add(),
+    "Sub": ops.Sub(),
+    "Mul": ops.Mul(),
+    "Div": ops.Div(),
+    "Pow": ops.Pow(),
+    "Equal": ops.Equal(),
+    "Less": ops.Less(),
+    "LessOrEqual": ops.LessOrEqual(),
+    "Greater": ops.Greater(),
+    "GreaterOrEqual": ops.GreaterOrEqual(),
+    "And": ops.And(),
+    "Or": ops.Or(),
+    "Xor": ops.Xor(),
 }
 
 CONVERTERS: dict[tuple[str, str], Converter] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planish.frontend import (
     convert_attention,
+    convert_contrib,
     convert_elementwise,
     convert_linalg,
     convert_norm,
@@ -18,5 +19,6 @@ CONVERTERS: dict[tuple[str, str], Converter] = {
     **convert_norm.CONVERTERS,
     **convert_linalg.CONVERTERS,
     **convert_attention.CONVERTERS,
+    **convert_contrib.CONVERTERS,
     **convert_shape.CONVERTERS,
 }

@@ -9,7 +9,7 @@ from planish.ir.errors import FrontendError
 
 
 def inlined(model: onnx_ir.Model, where: str) -> onnx_ir.Model:
-    """Inline, in place, every function whose operator sets agree with the model's. Raises FrontendError on recursion."""
+    """Inline, in place, the functions whose operator sets agree with the model's. Raises FrontendError on recursion."""
     if not model.functions:
         return model
     agreed = dict(model.opset_imports)

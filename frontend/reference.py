@@ -95,7 +95,9 @@ def _attribute(op: Opaque, name: str, value: AttrValue) -> onnx.AttributeProto:
     if value == () and onnx.defs.has(op.op_type, op.version, op.domain):
         declared = onnx.defs.get_schema(op.op_type, op.version, op.domain).attributes.get(name)
         if declared is not None:
-            return onnx.helper.make_attribute(name, [], attr_type=int(declared.type))
+            return onnx.helper.make_attribute(
+                name, [], attr_type=onnx_ir.AttributeType[str(declared.type).rpartition(".")[2]]
+            )
     if value == ():
         return onnx.helper.make_attribute(name, [], attr_type=onnx.AttributeProto.INTS)
     return onnx.helper.make_attribute(name, value)
@@ -105,7 +107,7 @@ def _tensor(data: Data) -> onnx.TensorProto:
     if isinstance(data.origin, onnx_ir.TensorProtoTensor):
         return data.origin.raw
     if data.type.dtype == dtypes.string:
-        items = [text.encode() if isinstance(text, str) else text for text in data.numpy().reshape(-1).tolist()]
+        items: Any = [text.encode() if isinstance(text, str) else text for text in data.numpy().reshape(-1).tolist()]
         return onnx.helper.make_tensor("", ONNX_NUMBERS[dtypes.string], data.numpy().shape, items)
     return numpy_helper.from_array(data.numpy())
 

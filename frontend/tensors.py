@@ -25,7 +25,7 @@ def data_of(tensor: onnx_ir.TensorProtocol) -> Data:
             f"tensor {tensor.name!r} has element type {tensor.dtype}, which can't be read",
             remedy="convert the tensor to a wider type",
         )
-    type_ = TensorType(dtype, tuple(int(dim) for dim in tensor.shape))  # type: ignore[call-overload]
+    type_ = TensorType(dtype, tuple(tensor.shape.numpy()))
     elements = type_.elements
     if not isinstance(elements, int) or any(dim < 0 for dim in type_.dims):  # type: ignore[operator]
         raise FrontendError(f"tensor {tensor.name!r} has no definite shape: {type_}")

@@ -1,4 +1,4 @@
-"""Payload of constants: an array, or a promise of one, so that gigabytes of weights stay on disk until somebody looks."""
+"""Payload of constants: an array, or a promise of one, so that large weights stay on disk until somebody looks."""
 
 from __future__ import annotations
 

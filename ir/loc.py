@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -43,5 +43,6 @@ def common_scope(scopes: list[str]) -> str:
     if all(scope == scopes[0] for scope in scopes):
         return scopes[0]
     separator = "/" if any("/" in scope for scope in scopes) else "."
-    shared = os.path.commonprefix([tuple(scope.split(separator)) for scope in scopes])
-    return separator.join(shared)
+    steps = zip(*(scope.split(separator) for scope in scopes), strict=False)
+    shared = itertools.takewhile(lambda names: len(set(names)) == 1, steps)
+    return separator.join(names[0] for names in shared)

@@ -57,7 +57,7 @@ Bound = Callable[[Node, tuple[Interval, ...]], Interval]
 
 
 def ranges(graph: Graph, inputs: Mapping[str, Interval] | None = None) -> dict[Value, Interval]:
-    """Bounds of every tensor value. `inputs` narrows graph inputs by name, from calibration or knowledge of the data."""
+    """Bounds of every tensor value. `inputs` narrows graph inputs by name, as calibration found them."""
     found: dict[Value, Interval] = {}
     for value in graph.inputs:
         found[value] = (inputs or {}).get(value.hint, dtype_range(value))

@@ -31,7 +31,7 @@ class Quant:
 
 @dataclass(frozen=True, slots=True)
 class Sparsity:
-    """Structure of the zeros of a weight: kind ("unstructured", "block", "n:m"), block extents and the axis they run on."""
+    """Structure of the zeros of a weight: kind ("unstructured", "block", "n:m"), block extents and their axis."""
 
     kind: str
     block: tuple[int, ...] = ()

@@ -27,9 +27,10 @@ from planish.passes.exactness import EXACT, Exactness
 from planish.passes.pattern import Apply, Either, Match, Miss, Pattern, Var, matches, trace
 
 GROWTH_LIMIT = 20  # rewrites per node of the graph, after which rules are taken not to terminate
+FEW_USES = 16  # of a value that lost one; with more left, no match holds them all, so none was freed
 
 
-class Rejection(Exception):  # noqa: N818 - control flow of a rule body, never seen by users
+class Rejection(Exception):
     """A rule body's way to say that its match must be left alone."""
 
 
@@ -48,6 +49,7 @@ class Rule:
     build: Callable[..., object]
     exactness: Exactness
     shared: bool
+    wants_root: bool
 
     @property
     def doc(self) -> str:
@@ -84,7 +86,7 @@ class Rule:
 
     def _arguments(self, match: Match, root: Value) -> dict[str, object]:
         arguments = match.arguments(self.variables)
-        if "root" in inspect.signature(self.build).parameters:
+        if self.wants_root:
             arguments["root"] = root
         return arguments
 
@@ -103,7 +105,8 @@ def rule(
 
     def decorate(body: Callable[..., object]) -> Rule:
         traced, variables = trace(pattern)
-        return Rule(body.__name__, traced, variables, body, exactness, shared)
+        wants_root = "root" in inspect.signature(body).parameters
+        return Rule(body.__name__, traced, variables, body, exactness, shared, wants_root)
 
     return decorate
 
@@ -170,6 +173,7 @@ def apply_rules(
                 continue
             new, match = found
             producers = [v.node for matched in match.nodes for v in matched.inputs if v.node is not None]
+            readers = root.users
             added = substitute(graph, root, new, candidate.name, match.nodes)
             changes.rewrites[candidate.name] += 1
             if fuel is not None:
@@ -183,8 +187,9 @@ def apply_rules(
                     remedy="a rule must not produce its own left side",
                 )
             around = [p for p in producers if p.graph is graph]
-            second = [u for p in around for r in p.results for u in r.users]
-            enqueue([*added, *new.users, *around, *second, *(u for n in new.users for r in n.results for u in r.users)])
+            freed = [u for p in around for r in p.results if len(r.uses) <= FEW_USES for u in r.users]
+            second = [u for n in readers for r in n.results for u in r.users]
+            enqueue([*added, *readers, *around, *freed, *second])
             break
     return changes
 

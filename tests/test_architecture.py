@@ -66,7 +66,9 @@ def test_every_op_and_pass_has_a_docstring_of_its_own():
     from planish.ir.op import OPS
     from planish.passes.pipelines import PASSES
 
-    assert [kind.__name__ for kind in OPS.values() if not kind.__doc__ or kind.__doc__.startswith(kind.__name__ + "(")] == []
+    assert [
+        kind.__name__ for kind in OPS.values() if not kind.__doc__ or kind.__doc__.startswith(kind.__name__ + "(")
+    ] == []
     assert [kind.name for kind in PASSES if not kind.__doc__] == []
 
 

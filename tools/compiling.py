@@ -223,7 +223,7 @@ class _Run:
             speedup = measurements.ratio("artifact")
             if job.min_speedup is not None and speedup < job.min_speedup:
                 raise GateError(
-                    f"the artifact is {speedup:.2f} times as fast as the original, less than --min-speedup {job.min_speedup}",
+                    f"the artifact is {speedup:.2f} times as fast as the original, less than {job.min_speedup}",
                     remedy="try another recipe, or lower the bar",
                 )
         return replace(outcome, verification=verification, measurements=measurements, unverified=reason)

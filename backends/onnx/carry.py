@@ -53,7 +53,7 @@ def _typed(op: Opaque, name: str, value: AttrValue) -> onnx.Attr:
     if value != () or (version := since_version(op.op_type, op.domain, op.version)) is None:
         return attribute(name, value)
     declared = get_schema(op.op_type, version, op.domain).attributes.get(name)
-    kind = onnx.AttributeType.INTS if declared is None else onnx.AttributeType(int(declared.type))
+    kind = onnx.AttributeType.INTS if declared is None else onnx.AttributeType[str(declared.type).rpartition(".")[2]]
     return onnx.Attr(name, kind, ())
 
 

@@ -1,4 +1,4 @@
-"""How a target wants ops spelled: the operator-set version, and the choice where ONNX has several ways to say one thing."""
+"""How a target wants ops spelled: operator-set version, and the choice where ONNX has several spellings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STANDARD = Spellings()
 ORT_CPU = Spellings(attention="primitives", gelu="primitives", swish="primitives", rms_norm="primitives", contrib=True)
 """ONNX Runtime on CPU, by measurement (one thread, ViT-S shapes, all graph optimizations on).
 
-Primitives are as fast as the contrib ops for attention, erf-GELU and RMSNorm, because the runtime fuses them itself, and
+Primitives are as fast as the contrib ops for attention, erf-GELU and RMSNorm, because the runtime fuses them, and
 2.6 times as fast as Swish-24. The standard op is 3.5 times as fast as the tanh-GELU chain and twice as fast as the
 rotary chain.
 """

@@ -98,9 +98,10 @@ class Emitter:
         if made is None:
             self.unsupported(node.op.name)
         results = made if isinstance(made, tuple) else (made,)
-        for result in results:
+        present = [result for result in results if result is not None]
+        for result in present:
             self._lower_detached(result)
-        lowered = [self.values[result] for result in results]
+        lowered = [self.values[result] for result in present]
         return lowered[0] if len(lowered) == 1 else lowered
 
     def unsupported(self, what: str) -> None:
@@ -193,7 +194,7 @@ def attribute(name: str, value: Attribute) -> onnx.Attr:
             return onnx.Attr(name, onnx.AttributeType.STRING, value)
     items = list(value)
     if items and isinstance(items[0], Data):
-        return onnx.Attr(name, onnx.AttributeType.TENSORS, [tensor(item) for item in items])
+        return onnx.Attr(name, onnx.AttributeType.TENSORS, [tensor(item) for item in items if isinstance(item, Data)])
     kind = type(items[0]) if items else int
     kinds = {int: onnx.AttributeType.INTS, bool: onnx.AttributeType.INTS, float: onnx.AttributeType.FLOATS,
              str: onnx.AttributeType.STRINGS, bytes: onnx.AttributeType.STRINGS}  # fmt: skip

@@ -32,7 +32,7 @@ def _gelu(e: Emitter, node: Node, x: Operands) -> Lowered:
     if tanh:
         return e.expand(node)
     like = node.result
-    # The operand order that ONNX Runtime knows, so that it can fuse the chain with a bias: x * (erf(x / sqrt 2) + 1) / 2
+    # The operand order that ONNX Runtime knows, so that it can fuse it with a bias: x * (erf(x / sqrt 2) + 1) / 2
     erf = e.op("Erf", e.op("Div", x[0], e.scalar(math.sqrt(2.0), like)))
     return e.op("Mul", e.op("Mul", x[0], e.op("Add", erf, e.scalar(1.0, like))), e.scalar(0.5, like))
 

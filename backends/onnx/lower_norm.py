@@ -54,9 +54,10 @@ def _mean(e: Emitter, node: Node, x: onnx.Value | None, axis: int) -> onnx.Value
 def _ones(e: Emitter, node: Node, axis: int) -> onnx.Value | None:
     """Ones in the shape of gamma, None if that shape isn't static."""
     shape = node.inputs[0].tensor.dims[axis:]
-    if not all(isinstance(dim, int) for dim in shape):
+    static = [dim for dim in shape if isinstance(dim, int)]
+    if len(static) != len(shape):
         return None
-    return e.constant(np.ones(shape, node.result.tensor.dtype.storage), "ones")
+    return e.constant(np.ones(static, node.result.tensor.dtype.storage), "ones")
 
 
 def _batch_norm(e: Emitter, node: Node, x: Operands) -> Lowered:

@@ -62,7 +62,7 @@ def _tensor(value: onnx_ir.Value) -> onnx_ir.TensorProtocol:
 def _entry(value: onnx_ir.Value) -> bytes:
     """Everything of an initializer's field but its bytes, which are the end of it."""
     tensor = _tensor(value)
-    shape = [int(dim) for dim in tensor.shape]  # type: ignore[call-overload]
+    shape = list(tensor.shape.numpy())
     meta = onnx.TensorProto(name=value.name, data_type=int(tensor.dtype), dims=shape).SerializeToString()
     meta += _prefix(_TENSOR_RAW_DATA, tensor.nbytes)
     return _prefix(_GRAPH_INITIALIZER, len(meta) + tensor.nbytes) + meta

@@ -76,8 +76,9 @@ def write(
 ) -> WrittenModel:
     """Write the graph to `path`; large weights go to `<path>.data` beside it, streamed.
 
-    "auto" keeps up to 1.5 GiB of weights in the model file, "always" only tensors of at most 1 KiB. The caller provides a fresh folder: nothing is renamed
-    here. Raises UnsupportedOp as `build`, UsageError if the data file is one that the source model reads from.
+    "auto" keeps up to 1.5 GiB of weights in the model file, "always" only tensors of at most 1 KiB.
+    The caller provides a fresh folder: nothing is renamed here. Raises UnsupportedOp as `build`,
+    UsageError if the data file is one that the source model reads from.
     """
     choice = choose(graph, spellings, opset)
     model = _build(graph, choice, spellings)

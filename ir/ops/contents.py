@@ -33,7 +33,7 @@ def combine(function: Elementwise, result: TensorType, *operands: TensorType) ->
     contents = [operand.known for operand in operands if operand.known is not None]
     columns = [part if len(part) == size else part * size for part in contents]
     known: list[Dim] = []
-    for elements in zip(*columns, strict=True):
+    for elements in zip(*columns, strict=True) if columns else [()] * size:
         try:
             element = function(*elements)
         except VerifyError:

@@ -109,7 +109,11 @@ def _require_defined(node: Node, arrays: Sequence[np.ndarray | None]) -> None:
         raise ValueError("integer division by zero")
     if isinstance(node.op, Cast) and kind.is_float and node.op.to.is_integer:
         wide = first.astype(np.float64)
-        if not np.all(np.isfinite(wide)) or np.any(np.trunc(wide) < node.op.to.min) or np.any(wide > node.op.to.max):
+        if (
+            not np.all(np.isfinite(wide))
+            or np.any(np.trunc(wide) < node.op.to.min)
+            or np.any(wide >= node.op.to.max + 1.0)
+        ):
             raise ValueError(f"a number is out of the range of {node.op.to}")
 
 

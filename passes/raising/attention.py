@@ -15,11 +15,11 @@ from planish.passes.raising.attention_mask import mask_of, may_hide_a_row
 from planish.passes.raising.attention_operands import keys, need_same_heads, on_heads, without_factor
 from planish.passes.raising.attention_windows import attention_in_windows
 from planish.passes.raising.fragments import narrowed, widened
-from planish.passes.raising.parameters import keeping
+from planish.passes.raising.parameters import keeping, quotient
 from planish.passes.rewrite import Rule, array_like, reject, rule
 
 
-def weights(logits: Pattern, guard: Pattern) -> Pattern:
+def weights(logits: Pattern, guard: Scalar) -> Pattern:
     """Softmax over the last axis, maybe in another dtype, maybe with `guard` in the place of NaN."""
     softmax = narrowed(Softmax(axis=-1)(widened(logits)))
     return either(softmax, Where()(IsNaN()(softmax), guard, softmax))
@@ -72,7 +72,7 @@ def attention(
         reject(f"the queries are {q.type}, of rank {q.tensor.rank}, not 4")
     q, q_scale = without_factor(q)
     k, k_scale = without_factor(k)
-    scale = q_scale * k_scale * (1.0 if factor is None else factor) / (1.0 if divisor is None else divisor)
+    scale = q_scale * k_scale * quotient(factor, divisor)
     k = keys(k)
     need_same_heads(q, k, v)
     shape = (*q.tensor.dims[:-1], k.tensor.dims[-2])

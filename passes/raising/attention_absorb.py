@@ -1,4 +1,4 @@
-"""What stands before the operands of an Attention and belongs inside: scalar factors, keys and values repeated for groups."""
+"""What stands before the operands of an Attention and belongs inside: scalar factors, heads repeated for groups."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from planish.ir.graph import Value
 from planish.ir.ops import Attention, Div, Expand, Mul, Reshape, Squeeze, Tile, Transpose, Unsqueeze
 from planish.passes.exactness import ROUNDING
 from planish.passes.pattern import Maybe, Pattern, Scalar, attr, either
-from planish.passes.raising.parameters import shortest
+from planish.passes.raising.parameters import quotient, shortest
 from planish.passes.rewrite import reject, rule
 
 
@@ -42,7 +42,7 @@ def query_factor_into_scale(
     """Attention(scale)(c * q, k, v) = Attention(scale * c)(q, k, v), where c is one number."""
     q = _rearranged(x, shape, perm)
     _need_same(q, root.node.operands[0] if root.node is not None else None)
-    result: Value = Attention(_scale(scale, factor, divisor), causal)(q, k, v, mask)
+    result: Value = Attention(shortest(scale * quotient(factor, divisor)), causal)(q, k, v, mask)
     return result
 
 
@@ -72,21 +72,21 @@ def key_factor_into_scale(
     """Attention(scale)(q, c * k, v) = Attention(scale * c)(q, k, v), where c is one number."""
     k = _rearranged(x, shape, perm)
     _need_same(k, root.node.operands[1] if root.node is not None else None)
-    result: Value = Attention(_scale(scale, factor, divisor), causal)(q, k, v, mask)
+    result: Value = Attention(shortest(scale * quotient(factor, divisor)), causal)(q, k, v, mask)
     return result
 
 
 def attention_of_repeated_heads(q: Pattern, k: Pattern, v: Pattern, n: Pattern, m: Pattern, mask: Maybe) -> Pattern:
     repeated_k = Reshape(shape=attr("k_shape"))(either(Expand()(k, n), Tile(repeats=attr("k_repeats"))(k)))
     repeated_v = Reshape(shape=attr("v_shape"))(either(Expand()(v, m), Tile(repeats=attr("v_repeats"))(v)))
-    return Attention(scale=attr("scale"), causal=attr("causal"))(q, repeated_k, repeated_v, mask)  # type: ignore[no-any-return]
+    return Attention(scale=attr("scale"), causal=attr("causal"))(q, repeated_k, repeated_v, mask)
 
 
 @rule(attention_of_repeated_heads, exactness=ROUNDING, shared=True)
 def repeated_heads_as_groups(
     q: Value, k: Value, v: Value, mask: Value | None, scale: float, causal: bool, root: Value, **_: Any
 ) -> Value:
-    """Attention of keys and values [B, H / G, 1, N, D], each repeated G times along axis 2, = Attention of their heads."""
+    """Attention of k and v[B, H / G, 1, N, D], repeated G times along axis 2, = Attention of their heads."""
     operands = root.node.operands if root.node is not None else ()
     result: Value = Attention(scale, causal)(q, _single(k, operands[1]), _single(v, operands[2]), mask)
     return result
@@ -107,10 +107,6 @@ def _single(heads: Value, repeated: Value | None) -> Value:
         return node.inputs[0]
     single: Value = Squeeze((2,))(heads)
     return single
-
-
-def _scale(scale: float, factor: float | None, divisor: float | None) -> float:
-    return shortest(scale * (1.0 if factor is None else factor) / (1.0 if divisor is None else divisor))
 
 
 def _rearranged(x: Value, shape: tuple[int, ...] | None, perm: tuple[int, ...] | None) -> Value:

@@ -1,4 +1,4 @@
-"""Masks of an attention that is spelled out: summands and selections as one mask operand, constant triangles as `causal`."""
+"""Masks of an attention that is spelled out: summands and selections as one operand, triangles as `causal`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def mask_of(
 ) -> Mask:
     """The mask of scores of shape `scores`: `mask` and `second` are added; `low` stands where not `keep`, or `drop`.
 
-    Rejects the match if a mask doesn't broadcast to the scores, or if `low` is no number that stands for minus infinity.
+    Rejects the match if a mask doesn't broadcast to the scores, or if `low` can't stand for minus infinity.
     """
     if low is not None:
         condition = keep if keep is not None else drop

@@ -15,7 +15,7 @@ from planish.passes.exactness import ROUNDING
 from planish.passes.pattern import Array, Pattern, Scalar, attr, either
 from planish.passes.raising.attention_mask import need_broadcast, simplified
 from planish.passes.raising.attention_operands import keys, need_same_heads, without_factor
-from planish.passes.raising.parameters import keeping, shortest
+from planish.passes.raising.parameters import keeping, quotient, shortest
 from planish.passes.rewrite import reject, rule
 
 
@@ -45,7 +45,7 @@ def attention_in_windows(
     """softmax(reshape(reshape(q @ k.T) + mask)) @ v = Attention with the split axes as heads, reshaped back."""
     q, q_scale = without_factor(q)
     k, k_scale = without_factor(k)
-    scale = q_scale * k_scale * (1.0 if factor is None else factor) / (1.0 if divisor is None else divisor)
+    scale = q_scale * k_scale * quotient(factor, divisor)
     k = keys(k)
     need_same_heads(q, k, v)
     length = k.tensor.dims[-2]

@@ -112,7 +112,7 @@ def linear_of_batch_norm(
 
 
 def batch_norm_of_tokens(x: Pattern, gamma: Array, beta: Array, mean: Array, var: Array) -> Pattern:
-    return CHANNELS_LAST(batch_norm(CHANNELS_LAST(x), gamma, beta, mean, var))  # type: ignore[no-any-return]
+    return CHANNELS_LAST(batch_norm(CHANNELS_LAST(x), gamma, beta, mean, var))
 
 
 @rule(batch_norm_of_tokens, exactness=ROUNDING)

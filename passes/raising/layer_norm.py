@@ -103,19 +103,20 @@ def layer_norm_of_instance_norm(x: Value, gamma: np.ndarray, eps: float, root: V
     return keeping(_affine(x, gamma, None, (-1,), eps), root)
 
 
-def batch_norm_of_own_moments(x: Pattern, count: Scalar) -> Pattern:
+def batch_norm_of_own_moments(x: Pattern, count: Scalar, share: Scalar) -> Pattern:
     rows = Reshape(shape=attr("rows"))(x)
     average = mean(rows)
     total = ReduceSumSquare(axes=attr("axes"), keepdims=True)(rows - average)
     flat = Squeeze(axes=attr("flat"))
-    normal = BatchNorm(eps=attr("eps"))(rows, 1.0, 0.0, flat(average), flat(total / count))
+    normal = BatchNorm(eps=attr("eps"))(rows, 1.0, 0.0, flat(average), flat(either(total / count, total * share)))
     return Reshape(shape=attr("back"))(normal)
 
 
 @rule(batch_norm_of_own_moments, exactness=ROUNDING)
 def layer_norm_of_batch_norm(
     x: Value,
-    count: float,
+    count: float | None,
+    share: float | None,
     axes: tuple[int, ...],
     eps: float,
     root: Value,
@@ -128,13 +129,14 @@ def layer_norm_of_batch_norm(
     shaped = Reshape(rows)(x).tensor.dims
     if x.tensor.dims != root.tensor.dims or len(shaped) != 4 or (shaped[0], shaped[2], shaped[3]) != (1, width, 1):
         reject(f"{x.type} seen as {shaped} is not one channel per token")
-    if axes != (-4, -2, -1) or count != width:
-        reject(f"moments over axes {axes}, divided by {count:g}, are not those of a token of width {width}")
+    divides = count == width if share is None else isinstance(width, int) and share * width == 1
+    if axes != (-4, -2, -1) or not divides:
+        reject(f"moments over axes {axes}, divided by {count or share}, are not those of a token of width {width}")
     return keeping(LayerNorm(axis=-1, eps=eps)(x), root)
 
 
 def normalised(x: Value, axes: tuple[int, ...], eps: float) -> Value:
-    """LayerNorm without affine part over `axes` (negative, sorted); other axes than the last are moved there and back."""
+    """LayerNorm without affine part over `axes` (negative, sorted); an inner axis is moved to the end and back."""
     if axes == tuple(range(-len(axes), 0)):
         result: Value = LayerNorm(axis=axes[0], eps=epsilon(eps))(x)
         return result

@@ -1,4 +1,4 @@
-"""Constant scales, shifts and casts behind a norm become its parameters. Computed ones (adaptive norms) stay outside."""
+"""Constant scales, shifts and casts behind a norm become its parameters; computed ones stay outside."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def scale_into_moved_layer_norm(
     perm: tuple[int, ...],
     root: Value,
 ) -> Value:
-    """Transpose(LayerNorm(x, gamma, beta)) * s = Transpose(LayerNorm(x, gamma * s, beta * s)), s along the last axis of x."""
+    """Transpose(LayerNorm(x, gamma, beta)) * s = Transpose(LayerNorm(x, gamma * s, beta * s)), s along its axis."""
     factor = _along_moved(factor, x, axis, perm)
     scaled = LayerNorm(axis, eps)(x, _times(gamma, factor) if gamma else factor, _times(beta, factor))
     return keeping(Transpose(perm)(scaled), root)
@@ -87,7 +87,7 @@ def shift_into_moved_layer_norm(
     perm: tuple[int, ...],
     root: Value,
 ) -> Value:
-    """Transpose(LayerNorm(x, gamma, beta)) + t = Transpose(LayerNorm(x, gamma, beta + t)), t along the last axis of x."""
+    """Transpose(LayerNorm(x, gamma, beta)) + t = Transpose(LayerNorm(x, gamma, beta + t)), t along its axis."""
     shift = _along_moved(shift, x, axis, perm)
     return keeping(Transpose(perm)(LayerNorm(axis, eps)(x, gamma, _plus(beta, shift))), root)
 

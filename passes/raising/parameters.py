@@ -26,13 +26,17 @@ def along(array: np.ndarray, shape: Sequence[Dim]) -> np.ndarray:
     if any(extent != 1 for extent in array.shape[:front]):
         reject(f"a constant of shape {array.shape} varies along other axes than the last {len(extents)}")
     part = array.reshape(array.shape[front:])
-    if any(a not in (1, b) for a, b in zip(part.shape[::-1], extents[::-1], strict=False)):
+    pairs: list[tuple[int, int]] = list(zip(part.shape[::-1], extents[::-1], strict=False))
+    if any(extent not in (1, wanted) for extent, wanted in pairs):
         reject(f"a constant of shape {array.shape} doesn't fit {tuple(extents)}")
     return np.ascontiguousarray(np.broadcast_to(part, extents))
 
 
 def channels(array: np.ndarray, rank: int, count: Dim, axis: int = 1) -> np.ndarray:
-    """`array`, a factor or summand of a tensor of `rank`, as a vector of `count` along `axis`; rejects what varies elsewhere."""
+    """`array`, a factor or summand of a tensor of `rank`, as a vector of `count` along `axis`.
+
+    Rejects the match if the array varies along other axes.
+    """
     if array.ndim > rank:
         reject(f"a constant of shape {array.shape} has more axes than the {rank} of the tensor")
     shape = (1,) * (rank - array.ndim) + array.shape
@@ -50,6 +54,13 @@ def shortest(number: float) -> float:
     """The shortest decimal for a float32 number, as float attributes are written; any other number as it is."""
     short = float(str(np.float32(number)))
     return short if float(np.float32(number)) == number else number
+
+
+def quotient(factor: float | None, divisor: float | None) -> float:
+    """factor / divisor, 1 for what is absent; rejects a factor or divisor of 0."""
+    if factor == 0 or divisor == 0:
+        reject("a scale of 0 or 1/0 is left alone")
+    return (1.0 if factor is None else factor) / (1.0 if divisor is None else divisor)
 
 
 def epsilon(number: float) -> float:

@@ -18,7 +18,7 @@ from planish.passes.rewrite import Changes
 
 @dataclass(frozen=True)
 class MergeProjections(Pass):
-    """Linear(x, W1, b1), .., Linear(x, Wn, bn) as Split(Linear(x, [W1 .. Wn], [b1 .. bn])), such as queries, keys, values."""
+    """Linears of one x as Split(Linear(x, [W1 .. Wn], [b1 .. bn])), such as queries, keys and values."""
 
     name: ClassVar[str] = "merge-projections"
     exactness: ClassVar[Exactness] = ROUNDING

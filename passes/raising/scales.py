@@ -20,7 +20,7 @@ from planish.passes.rewrite import Rule, reject, rule
 ANY_CONV = Conv(strides=attr("strides"), pads=attr("pads"), dilations=attr("dilations"), group=attr("group"))
 
 
-def adjusted(x: Pattern, factor: Pattern, divisor: Pattern, summand: Pattern, subtrahend: Pattern) -> Pattern:
+def adjusted(x: Pattern, factor: Array, divisor: Array, summand: Array, subtrahend: Array) -> Pattern:
     """x after one step of constant arithmetic."""
     return either(Mul()(x, factor), Div()(x, divisor), Add()(x, summand), Sub()(x, subtrahend))
 

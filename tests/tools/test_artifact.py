@@ -174,7 +174,7 @@ def test_changed_and_missing_files_are_noticed(tmp_path):
     with pytest.raises(FrontendError, match="was changed"):
         manifests.check_files(tmp_path, described)
     (tmp_path / "model.onnx").unlink()
-    with pytest.raises(FrontendError, match="lacks its file model.onnx"):
+    with pytest.raises(FrontendError, match=r"lacks its file model\.onnx"):
         manifests.check_files(tmp_path, described)
 
 

@@ -8,13 +8,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from planish.tools.cli import app
 from typer.testing import CliRunner
+
+from planish.tools.cli import app
 
 run = CliRunner()
 
 
-@pytest.fixture()
+@pytest.fixture
 def model(tmp_path: Path) -> Path:
     """y = relu(x * 1 @ w + b), with a product by one for cleanup to remove."""
     return write_model(tmp_path / "model.onnx")

@@ -69,8 +69,9 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm, self.head = nn.LayerNorm(width, eps=1e-6), nn.Linear(width, classes)
         self.apply(initialise)
-        for block in self.blocks:
-            mimetic_attention(block.attn)
+        for module in self.modules():
+            if isinstance(module, Attention):
+                mimetic_attention(module)
 
     def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """`keep` i64 [B, K] selects the patches that take part (PatchDropout); None keeps all."""
@@ -201,7 +202,7 @@ def train(data: Path, out: Path, epochs: int, full_epochs: int, keep_ratio: floa
 
 
 def export(model: nn.Module, data: Path, out: Path, seed: int) -> None:
-    """Write model.onnx as the exporter leaves it, calibration.npz from the training and test.npz from the test split."""
+    """Write model.onnx as the exporter leaves it, calibration.npz (training split) and test.npz (test split)."""
     out.mkdir(parents=True, exist_ok=True)
     batch = torch.export.Dim("batch")
     program = torch.onnx.export(
@@ -214,6 +215,8 @@ def export(model: nn.Module, data: Path, out: Path, seed: int) -> None:
         dynamic_shapes=({0: batch},),
         external_data=False,
     )
+    if program is None:
+        raise RuntimeError("the exporter returned no program")
     program.save(out / "model.onnx", external_data=False)
     picks = np.random.default_rng(seed)
     for name, split, count in (("calibration", "train", 512), ("test", "t10k", 2000)):

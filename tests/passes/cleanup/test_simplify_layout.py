@@ -6,6 +6,8 @@ from rewriting import check_rewrite, check_unchanged
 from planish.passes.cleanup import SimplifyLayout
 from planish.passes.cleanup import simplify_layout as rules
 
+FAR = "9223372036854775807"
+
 
 def graph(x: str, *lines: str, y: str = "y") -> str:
     """A graph of the input x that returns y."""
@@ -136,14 +138,8 @@ def test_expand_to_a_larger_shape_stays():
 
 @pytest.mark.parametrize("op", ["Add()", "Sub()", "Less()", "Mod(fmod=True)", "Pow()"])
 def test_expand_is_left_to_broadcasting(op):
-    before = graph(
-        "f32[2, 3]",
-        "r = Const(f32, [1.0, 2.0, 3.0])",
-        "s = Const(i64, [2, 3])",
-        "a = Expand()(r, s)",
-        f"y = {op}(x, a)",
-    )
-    check_rewrite(rules.let_broadcast, before, graph("f32[2, 3]", "r = Const(f32, [1.0, 2.0, 3.0])", f"y = {op}(x, r)"))
+    lines = ("r = Const(f32, [1.0, 2.0, 3.0])", "s = Const(i64, [2, 3])", "a = Expand()(r, s)", f"y = {op}(x, a)")
+    check_rewrite(rules.let_broadcast, graph("f32[2, 3]", *lines), graph("f32[2, 3]", lines[0], f"y = {op}(x, r)"))
 
 
 def test_expand_of_a_condition_is_left_to_broadcasting():
@@ -168,9 +164,7 @@ def test_expand_that_sets_the_shape_stays():
 
 
 def test_slice_of_everything_is_dropped():
-    before = graph(
-        "f32[n, 3]", "y = Slice(starts=(0, -3), ends=(9223372036854775807, 7), axes=(0, 1), steps=(1, 1))(x)"
-    )
+    before = graph("f32[n, 3]", f"y = Slice(starts=(0, -3), ends=({FAR}, 7), axes=(0, 1), steps=(1, 1))(x)")
     check_rewrite(rules.drop_slice, before, graph("f32[n, 3]", y="x"))
 
 
@@ -180,9 +174,7 @@ def test_slice_backwards_stays():
 
 
 def test_slice_is_spelled_with_positions():
-    before = graph(
-        "f32[n, 8]", "y = Slice(starts=(0, -6), ends=(9223372036854775807, 99), axes=(0, 1), steps=(1, 2))(x)"
-    )
+    before = graph("f32[n, 8]", f"y = Slice(starts=(0, -6), ends=({FAR}, 99), axes=(0, 1), steps=(1, 2))(x)")
     after = graph("f32[n, 8]", "y = Slice(starts=(2,), ends=(7,), axes=(1,), steps=(2,))(x)")
     check_rewrite(rules.spell_slice, before, after)
 
@@ -208,17 +200,10 @@ def test_slices_are_merged():
     ("axis", "step", "because"), [(1, -1, "a step along axis 1 is negative"), (0, 1, "the symbolic extent n")]
 )
 def test_slices_that_cannot_be_counted_stay(axis, step, because):
-    bounds = ("-1", "-9223372036854775807") if step < 0 else ("0", "-1")
-    cut = f"Slice(starts=({bounds[0]},), ends=({bounds[1]},), axes=({axis},), steps=({step},))"
-    check_unchanged(
-        rules.merge_slices,
-        graph(
-            "f32[n, 8]",
-            f"a = {cut}(x)",
-            f"y = Slice(starts=(1,), ends=(9223372036854775807,), axes=({axis},), steps=(1,))(a)",
-        ),
-        because,
-    )
+    start, end = ("-1", f"-{FAR}") if step < 0 else ("0", FAR)
+    cut = f"Slice(starts=({start},), ends=({end},), axes=({axis},), steps=({step},))"
+    rest = f"Slice(starts=(1,), ends=({FAR},), axes=({axis},), steps=(1,))"
+    check_unchanged(rules.merge_slices, graph("f32[n, 8]", f"a = {cut}(x)", f"y = {rest}(a)"), because)
 
 
 def test_gather_of_everything_in_order_is_dropped():
