@@ -100,10 +100,15 @@ class Op:
         return result if isinstance(result, tuple) else (result,)
 
     def __call__(self, *operands: Any) -> Any:
-        """A detached node on values and arrays (returned: its result or results), or a pattern on patterns."""
+        """A detached node on values and arrays (returned: its result or results), or a pattern on patterns.
+
+        Optional operands that are left out at the end are not stored, so that there is one spelling.
+        """
         for operand in operands:
             if hasattr(operand, "pattern_of"):
                 return operand.pattern_of(self, operands)
+        while len(operands) > self.signature.required and operands[-1] is None and not self.signature.variadic:
+            operands = operands[:-1]
         node = Node(self, [as_value(operand) for operand in operands])
         return node.results[0] if len(node.results) == 1 else node.results
 

@@ -275,7 +275,7 @@ class Cast(Op):
 
 
 class Identity(Op):
-    """y = x, of any type.
+    """y = x, for a tensor of any dtype.
 
     Exact. Source: ONNX Identity-25.
     """

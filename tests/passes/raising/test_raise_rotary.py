@@ -1,0 +1,73 @@
+"""The rule of raise-rotary."""
+
+import numpy as np
+from raising_texts import graph
+from rewriting import check_rewrite, check_unchanged
+
+from planish.passes.raising import RaiseRotary
+
+INPUTS = "x: f32[b, 2, 5, 4], f: f32[b, 5, 2]"
+HALVES = (
+    "x1 = Slice(starts=(0,), ends=(2,), axes=(3,), steps=(1,))(x)",
+    "x2 = Slice(starts=(2,), ends=(9223372036854775807,), axes=(3,), steps=(1,))(x)",
+    "m = Neg()(x2)",
+    "r = Concat(axis=3)(m, x1)",
+)
+TURNED = ("xc = Mul()(x, c)", "rs = Mul()(r, s)", "y = Add()(xc, rs)")
+TABLES = ("ff = Concat(axis=2)(f, f)", "c0 = Cos()(ff)", "s0 = Sin()(ff)")
+UNSQUEEZED = ("c = Unsqueeze(axes=(1,))(c0)", "s = Unsqueeze(axes=(1,))(s0)")
+ROTARY = "y = RotaryEmbedding(interleaved=False)(x, c, s)"
+
+
+def test_rotated_halves_are_rotary_embedding():
+    before = graph(INPUTS, *HALVES, *TABLES, *UNSQUEEZED, *TURNED)
+    check_rewrite(RaiseRotary(), before, graph(INPUTS, "c = Cos()(f)", "s = Sin()(f)", ROTARY))
+
+
+def test_scaled_tables_are_scaled_after_the_cut():
+    tables = ("ff = Concat(axis=2)(f, f)", "k = Const(f32, 1.5)", "c1 = Cos()(ff)", "c0 = Mul()(c1, k)")
+    before = graph(INPUTS, *HALVES, *tables, "s1 = Sin()(ff)", "s0 = Mul()(k, s1)", *UNSQUEEZED, *TURNED)
+    after = ("k = Const(f32, 1.5)", "c1 = Cos()(f)", "c = Mul()(c1, k)", "s1 = Sin()(f)", "s = Mul()(k, s1)")
+    check_rewrite(RaiseRotary(), before, graph(INPUTS, *after, ROTARY))
+
+
+def test_constant_tables_are_cut():
+    angles = np.random.default_rng(0).standard_normal((5, 2)).astype(np.float32)
+    cos, sin = np.cos(angles), np.sin(angles)
+    tables = ("c: f32[5, 4] = Const('cc')", "s: f32[5, 4] = Const('ss')")
+    halves = ("c0: f32[5, 2] = Const('cos')", "s0: f32[5, 2] = Const('sin')")
+    places = ("c = Unsqueeze(axes=(0,))(c0)", "s = Unsqueeze(axes=(0,))(s0)")
+    constants = {"cc": np.tile(cos, 2), "ss": np.tile(sin, 2), "cos": cos, "sin": sin}
+    x = "x: f32[b, 2, 5, 4]"
+    check_rewrite(
+        RaiseRotary(), graph(x, *HALVES, *tables, *TURNED), graph(x, *halves, *places, ROTARY), constants=constants
+    )
+    constants["cc"] = np.concatenate([cos, -cos], axis=1)
+    check_unchanged(RaiseRotary(), graph(x, *HALVES, *tables, *TURNED), "cos is not provably", constants=constants)
+
+
+def test_tables_of_different_halves_are_left():
+    inputs = f"{INPUTS}, h: f32[b, 5, 2]"
+    before = graph(inputs, *HALVES, *TABLES, *UNSQUEEZED, *TURNED).replace("(f, f)", "(f, h)")
+    check_unchanged(RaiseRotary(), before, "cos is not provably the same in both halves")
+
+
+def test_tables_that_differ_between_heads_are_left():
+    inputs = INPUTS.replace("f: f32[b, 5, 2]", "f: f32[b, 2, 5, 2]")
+    lines = [line.replace("axis=2", "axis=3") for line in TABLES]
+    before = graph(inputs, *HALVES, *lines, *TURNED).replace("c0", "c").replace("s0", "s")
+    check_unchanged(RaiseRotary(), before, "differs between heads")
+
+
+def test_quarter_turns_are_left():
+    cut = [line.replace("ends=(2,)", "ends=(1,)").replace("starts=(2,)", "starts=(1,)") for line in HALVES]
+    before = graph(INPUTS, *cut, *TABLES, *UNSQUEEZED, *TURNED)
+    check_unchanged(RaiseRotary(), before, "not cut into halves")
+
+
+def test_heads_without_batch_are_left():
+    inputs = "x: f32[2, 5, 4], f: f32[5, 2]"
+    lines = [line.replace("(3,)", "(2,)").replace("axis=3", "axis=2") for line in HALVES]
+    tables = [line.replace("axis=2", "axis=1") for line in TABLES]
+    unsqueezed = [line.replace("(1,)", "(0,)") for line in UNSQUEEZED]
+    check_unchanged(RaiseRotary(), graph(inputs, *lines, *tables, *unsqueezed, *TURNED), "of rank 3, not 4")
