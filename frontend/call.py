@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir
@@ -15,7 +16,7 @@ from planish.ir.op import Op, constant
 from planish.ir.ops import AttrValue
 from planish.ir.types import TensorType
 
-Converted = Value | Sequence[Value]
+Converted: TypeAlias = Value | Sequence[Value]
 INT64_MAX = 2**63 - 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from planish.frontend import (
     convert_attention,
     convert_contrib,
+    convert_einsum,
     convert_elementwise,
     convert_linalg,
     convert_norm,
@@ -20,5 +21,6 @@ CONVERTERS: dict[tuple[str, str], Converter] = {
     **convert_linalg.CONVERTERS,
     **convert_attention.CONVERTERS,
     **convert_contrib.CONVERTERS,
+    **convert_einsum.CONVERTERS,
     **convert_shape.CONVERTERS,
 }

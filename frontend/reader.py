@@ -18,7 +18,7 @@ from planish.frontend.files import OLDEST_OPSET, check_model, deserialized, pars
 from planish.frontend.functions import inlined
 from planish.frontend.interface import Interface, interface_of
 from planish.frontend.scopes import scope_of
-from planish.frontend.tensors import check_external, data_of, external_files
+from planish.frontend.tensors import check_external, data_of, external_tensors, names_external
 from planish.ir.errors import FrontendError, VerifyError
 from planish.ir.graph import Graph, Node, Value
 from planish.ir.loc import Loc
@@ -43,19 +43,21 @@ def from_proto(
 ) -> Graph:
     """Read a model that is already parsed. base: folder of external data. where: its name in messages."""
     model = deserialized(proto, where)
-    onnx_ir.external_data.set_base_dir(model.graph, os.fspath(base))
-    check_external(model.graph, where)
-    return _read(model, shapes, where)
+    external = list(external_tensors(model.graph)) if names_external(proto.graph) else []
+    for tensor in external:
+        tensor.base_dir = os.fspath(base)
+    return _read(model, external, shapes, where)
 
 
 def from_onnx_ir(model: onnx_ir.Model, *, shapes: Shapes | None = None, where: str = "model") -> Graph:
     """Read an onnx_ir model, which stays as it is."""
-    check_external(model.graph, where)
-    return _read(model.clone() if model.functions else model, shapes, where)
+    external = list(external_tensors(model.graph))
+    return _read(model.clone() if model.functions else model, external, shapes, where)
 
 
-def _read(model: onnx_ir.Model, shapes: Shapes | None, where: str) -> Graph:
+def _read(model: onnx_ir.Model, external: Sequence[onnx_ir.ExternalTensor], shapes: Shapes | None, where: str) -> Graph:
     check_model(model, where)
+    check_external(external, where)
     model = inlined(model, where)
     if not _is_sorted(model.graph):
         try:
@@ -64,7 +66,9 @@ def _read(model: onnx_ir.Model, shapes: Shapes | None, where: str) -> Graph:
             raise FrontendError("the nodes of the model depend on each other in a circle", where=where) from error
     symbols = Symbols()
     interface = interface_of(model, symbols, shapes, where)
-    return _Reader(model, interface, symbols, where).read()
+    graph = _Reader(model, interface, symbols, where).read()
+    graph.extras["external_files"] = tuple(sorted({Path(tensor.path) for tensor in external}))
+    return graph
 
 
 def _is_sorted(graph: onnx_ir.Graph) -> bool:
@@ -116,7 +120,6 @@ class _Reader:
             "declared": self.interface.declared,
             "carried": self.reasons,
             "source_ops": Counter(node.op_type for node in model.graph if node.op_type != "Constant"),
-            "external_files": tuple(sorted(external_files(model.graph))),
         }
 
     def _value(self, source: onnx_ir.Value, reader: str) -> Value:

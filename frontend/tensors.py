@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir
 
 from planish.frontend.declared import DTYPES
@@ -30,7 +31,6 @@ def data_of(tensor: onnx_ir.TensorProtocol) -> Data:
     if not isinstance(elements, int) or any(dim < 0 for dim in type_.dims):  # type: ignore[operator]
         raise FrontendError(f"tensor {tensor.name!r} has no definite shape: {type_}")
     size = (elements * dtype.bits + 7) // 8
-    _check_length(tensor, size)
     if dtype.kind != "str" and size > _EAGER:
         return Data.lazy(type_, lambda: _load(tensor, type_), origin=tensor)
     data = Data(_load(tensor, type_))
@@ -57,21 +57,24 @@ def _text(item: object) -> object:
     return item
 
 
-def _check_length(tensor: onnx_ir.TensorProtocol, size: int) -> None:
-    """Refuse a tensor whose bytes in the model file are too few. Asks for the size only: the bytes aren't copied."""
-    if isinstance(tensor, onnx_ir.TensorProtoTensor):
-        proto = tensor.raw
-        if proto.HasField("raw_data") and proto.ByteSize() < size:
-            raise FrontendError(
-                f"tensor {tensor.name!r} declares {size} bytes, but the file holds fewer",
-                remedy="export the model again: the file is damaged",
-            )
+def names_external(graph: onnx.GraphProto) -> bool:
+    """True if a tensor of the graph, or of one inside, lives in another file. A look at the message is cheap."""
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
+        return True
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                if attribute.t.data_location == onnx.TensorProto.EXTERNAL:
+                    return True
+            elif attribute.type == onnx.AttributeProto.GRAPH and names_external(attribute.g):
+                return True
+    return False
 
 
-def check_external(graph: onnx_ir.Graph, where: str) -> None:
+def check_external(tensors: Iterable[onnx_ir.ExternalTensor], where: str) -> None:
     """Raise FrontendError if a file that holds weights is missing, outside the model's folder, or too short."""
     sizes: dict[str, int] = {}
-    for tensor in _external(graph):
+    for tensor in tensors:
         path = tensor.path
         if path not in sizes:
             sizes[path] = _size(tensor, where)
@@ -90,12 +93,8 @@ def check_external(graph: onnx_ir.Graph, where: str) -> None:
             )
 
 
-def external_files(graph: onnx_ir.Graph) -> set[Path]:
-    """The files beside the model that hold weights."""
-    return {Path(tensor.path) for tensor in _external(graph)}
-
-
-def _external(graph: onnx_ir.Graph) -> Iterator[onnx_ir.ExternalTensor]:
+def external_tensors(graph: onnx_ir.Graph) -> Iterator[onnx_ir.ExternalTensor]:
+    """The tensors of the graph, and of graphs inside, that live in other files."""
     for value in graph.initializers.values():
         if isinstance(value.const_value, onnx_ir.ExternalTensor):
             yield value.const_value
@@ -103,8 +102,8 @@ def _external(graph: onnx_ir.Graph) -> Iterator[onnx_ir.ExternalTensor]:
         for attribute in node.attributes.values():
             if attribute.type == onnx_ir.AttributeType.TENSOR and isinstance(attribute.value, onnx_ir.ExternalTensor):
                 yield attribute.value
-            elif attribute.type == onnx_ir.AttributeType.GRAPH:
-                yield from _external(attribute.as_graph())
+            elif attribute.type == onnx_ir.AttributeType.GRAPH and not attribute.is_ref():
+                yield from external_tensors(attribute.as_graph())
 
 
 def _size(tensor: onnx_ir.ExternalTensor, where: str) -> int:

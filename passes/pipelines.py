@@ -14,7 +14,7 @@ from dataclasses import fields
 from planish.ir.errors import UsageError
 from planish.passes.base import Pass, Pipeline, Repeat
 from planish.passes.cleanup import CLEANUP
-from planish.passes.raising import RAISING
+from planish.passes.raising import OPTIONAL, RAISING
 
 cleanup = Pipeline(*(kind() for kind in CLEANUP))
 """Fold what is constant, simplify, share, drop what is dead."""
@@ -31,7 +31,7 @@ RECIPES: Mapping[str, tuple[str, Pipeline]] = {
 }
 """Named pipelines with a line of explanation. Combine them with "+"."""
 
-PASSES: tuple[type[Pass], ...] = (*CLEANUP, *RAISING)
+PASSES: tuple[type[Pass], ...] = (*CLEANUP, *RAISING, *OPTIONAL)
 """Every pass that a pipeline text may name, in the order in which they are documented."""
 
 

@@ -18,7 +18,7 @@ SIZES = (1, 2, 3, 4, 6)
 
 
 def random_graph(seed: int, nodes: int = 12) -> Graph:
-    """A graph of about `nodes` nodes with one or two inputs (the first with a symbolic batch) and up to three outputs."""
+    """A graph of about `nodes` nodes: one or two inputs, the first with a symbolic batch, and up to three outputs."""
     rng = random.Random(seed)
     numbers = np.random.default_rng(seed)
     graph = Graph("random")

@@ -208,7 +208,8 @@ def _narrowed(parameter: Value | None, dtype: DType) -> np.ndarray | None:
     """The parameter in a 16-bit dtype; rejects one that overflows there."""
     if parameter is None:
         return None
-    narrow = _array(parameter).astype(dtype.storage)
+    with np.errstate(over="ignore"):
+        narrow = _array(parameter).astype(dtype.storage)
     if not np.isfinite(narrow.astype(np.float32)).all():
         reject(f"a parameter of the norm overflows {dtype}")
     return narrow

