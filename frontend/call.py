@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir
 
+from planish.frontend.contents import contents_of
 from planish.ir import dtypes
 from planish.ir.dims import Dim
 from planish.ir.graph import Value
@@ -80,8 +81,8 @@ class Call:
         """Elements of an integer operand as far as types know them; None if it is left out. Refuses unknown ones."""
         if (value := self.get(index)) is None:
             return None
-        if value.tensor.known is not None:
-            return value.tensor.known
+        if (found := contents_of(value)) is not None:
+            return found
         if (data := constant(value)) is None or not value.tensor.dtype.is_integer:
             raise Refusal(f"operand {index} isn't constant")
         return tuple(int(v) for v in data.numpy().reshape(-1))

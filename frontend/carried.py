@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 import onnx
 import onnx_ir
 from onnx import numpy_helper, shape_inference
 
 from planish.frontend.call import shortest
+from planish.frontend.contents import static_array
 from planish.frontend.declared import ONNX_NUMBERS, UNKNOWN, Symbols, declared_type, merged
 from planish.frontend.tensors import data_of
-from planish.ir.data import Data
 from planish.ir.graph import Value
-from planish.ir.op import constant
 from planish.ir.ops import AttrValue
-from planish.ir.types import KNOWN_LIMIT, OtherType, TensorType, Type
+from planish.ir.types import OtherType, TensorType, Type
 
 _A = onnx_ir.AttributeType
 _LIKE_FIRST = frozenset(
@@ -151,7 +149,7 @@ class TypeInference:
         contents: dict[str, onnx.TensorProto] = {}
         for name, value in operands.items():
             types[name] = self._proto(value)
-            if (array := _contents(value)) is not None:
+            if (array := static_array(value)) is not None:
                 contents[name] = numpy_helper.from_array(array, name)
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         try:
@@ -179,15 +177,3 @@ def tensor_proto(type_: TensorType) -> onnx.TypeProto:
 
 def _proto_of(value: onnx_ir.Value) -> onnx.TypeProto:
     return onnx_ir.serde.serialize_value(value).type
-
-
-def _contents(value: Value) -> np.ndarray | None:
-    """Contents of a small constant or of a shape tensor that is wholly known."""
-    if not isinstance(value.type, TensorType):
-        return None
-    if isinstance(data := constant(value), Data):
-        return data.numpy() if data.size <= KNOWN_LIMIT and value.type.dtype.kind != "str" else None
-    known = value.type.known
-    if known is None or not all(isinstance(dim, int) for dim in known):
-        return None
-    return np.array(known, value.type.dtype.storage).reshape(value.type.dims)  # type: ignore[arg-type]

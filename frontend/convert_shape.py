@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from planish.frontend.call import INT64_MAX, Call, Converted, Converter, Refusal, apply, axes_of, axis_of, integers
+from planish.frontend.contents import contents_of
 from planish.ir import dims, ops
 from planish.ir.data import Data
 from planish.ir.dims import Dim
@@ -38,7 +39,7 @@ def resolved_target(x: TensorType, target: tuple[Dim, ...], allow_zero: bool) ->
 def _reshape(call: Call) -> Converted:
     x, shape = call.arg(0), call.arg(1)
     allow_zero = call.version >= 14 and call.flag_attr("allowzero")
-    target = shape.tensor.known
+    target = contents_of(shape)
     if target is not None and x.tensor.shape is not None:
         op = ops.Reshape.to(x.tensor, resolved_target(x.tensor, target, allow_zero))
         if op is not None:

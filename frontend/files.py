@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +21,22 @@ _EXPORT_AGAIN = "export the model again, or copy the file again"
 
 def parsed(path: Path) -> onnx.ModelProto:
     """Read and parse a model file. Raises FrontendError with the file's name and a remedy."""
-    data = _contents(path)
+    size = _size(path)
     proto = onnx.ModelProto()
     try:
-        proto.ParseFromString(data)
+        # mapped, not read: parsing copies what it keeps, and one copy of the weights is enough
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as view,
+        ):
+            proto.ParseFromString(view)
     except DecodeError as error:
         raise FrontendError(
-            f"{path} is no ONNX model, or is cut off ({len(data)} bytes)", where=str(path), remedy=_EXPORT_AGAIN
+            f"{path} is no ONNX model, or is cut off ({size} bytes)", where=str(path), remedy=_EXPORT_AGAIN
         ) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if not proto.HasField("graph") or proto.ir_version < 1 or not (proto.graph.output or proto.graph.node):
         raise FrontendError(
             f"{path} holds no ONNX model",
@@ -37,28 +46,33 @@ def parsed(path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _contents(path: Path) -> bytes:
+def _size(path: Path) -> int:
+    """Bytes of a file that can be an ONNX model."""
     if path.is_dir():
         models = sorted(p.name for p in path.glob("*.onnx"))[:3]
         remedy = f"give the model file in it, such as {path / models[0]}" if models else "give a model file"
         raise FrontendError(f"{path} is a folder, not a model file", where=str(path), remedy=remedy)
     try:
         size = path.stat().st_size
-        if size > _PROTOBUF_LIMIT:
-            raise FrontendError(
-                f"{path} has {size} bytes, more than the 2 GiB that an ONNX file can hold",
-                where=str(path),
-                remedy="save the model with external data",
-            )
-        data = path.read_bytes()
     except FileNotFoundError:
         raise FrontendError(f"{path} doesn't exist", where=str(path), remedy="check the path") from None
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise FrontendError(f"{path} can't be read: {reason}", where=str(path), remedy="check the file") from error
-    if not data:
+        raise _unreadable(path, error) from error
+    if not size:
         raise FrontendError(f"{path} is empty", where=str(path), remedy=_EXPORT_AGAIN)
-    return data
+    if size > _PROTOBUF_LIMIT:
+        raise FrontendError(
+            f"{path} has {size} bytes, more than the 2 GiB that an ONNX file can hold",
+            where=str(path),
+            remedy="save the model with external data",
+        )
+    return size
+
+
+def _unreadable(path: Path, error: OSError) -> FrontendError:
+    return FrontendError(
+        f"{path} can't be read: {error.strerror or error}", where=str(path), remedy="check the file and its permissions"
+    )
 
 
 def deserialized(proto: onnx.ModelProto, where: str) -> onnx_ir.Model:

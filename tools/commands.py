@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from planish.tools.bench.command import bench
 from planish.tools.failure import reported
 
 _Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel="Look")(inspect)
     app.command(rich_help_panel="Check")(compare)
     app.command(rich_help_panel="Check")(run)
+    app.command(rich_help_panel="Check")(bench)
     app.command(rich_help_panel="Check")(doctor)
 
 
