@@ -7,6 +7,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,7 +23,7 @@ def synthetic(nodes: int) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     made: list[onnx.NodeProto] = []
     weights = [
-        numpy_helper.from_array(np.float32(v), n)
+        numpy_helper.from_array(np.asarray(v, np.float32), n)
         for n, v in (("two", 2.0), ("eps", 1e-6), ("root2", 2**0.5), ("one", 1.0), ("half", 0.5))
     ]
     last = "x"
@@ -33,7 +34,7 @@ def synthetic(nodes: int) -> onnx.ModelProto:
             for name, shape in ((gamma, (WIDTH,)), (w, (WIDTH, WIDTH)), (b, (WIDTH,)))
         ]
 
-        def op(kind: str, *inputs: str, block: int = block, **attributes: object) -> str:
+        def op(kind: str, *inputs: str, block: int = block, **attributes: Any) -> str:
             name = f"block{block}/{kind}_{len(made)}"
             made.append(helper.make_node(kind, inputs, [name + "_out"], name=name, **attributes))
             return name + "_out"
