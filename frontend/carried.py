@@ -10,20 +10,13 @@ from onnx import numpy_helper, shape_inference
 
 from planish.frontend.call import shortest
 from planish.frontend.contents import static_array
-from planish.frontend.declared import ONNX_NUMBERS, UNKNOWN, Symbols, declared_type, merged
+from planish.frontend.declared import ONNX_NUMBERS, UNKNOWN, Symbols, declared_type, inferred_type, merged
 from planish.frontend.tensors import data_of
 from planish.ir.graph import Value
 from planish.ir.ops import AttrValue
 from planish.ir.types import OtherType, TensorType, Type
 
 _A = onnx_ir.AttributeType
-_LIKE_FIRST = frozenset(
-    {
-        *{"BiasGelu", "FastGelu", "Gelu", "QuickGelu", "RotaryEmbedding"},
-        *{"SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization"},
-    }
-)
-"""Ops of ONNX Runtime's domain whose first result has the type of the first operand."""
 
 
 def attributes(node: onnx_ir.Node) -> tuple[dict[str, AttrValue], bool]:
@@ -118,10 +111,9 @@ class TypeInference:
             if isinstance(found, OtherType) and proto is not None and not proto.WhichOneof("value"):
                 found = None
             types.append(merged(found, declared_type(output.type, output.shape, self._symbols), self._symbols))
-        if types and types[0] == UNKNOWN and node.domain == "com.microsoft" and node.op_type in _LIKE_FIRST:
-            first = node.inputs[0]
-            if first is not None and first.name is not None and first.name in operands:
-                types[0] = operands[first.name].type.interface()
+        values = [None if value is None else operands.get(value.name or "") for value in node.inputs]
+        if types and (types[0] == UNKNOWN or (isinstance(types[0], TensorType) and types[0].shape is None)):
+            types[0] = first_type(node, values, types[0], self._symbols)
         return tuple(types), protos
 
     def keep(self, values: Sequence[Value], protos: Sequence[onnx.TypeProto | None], node: onnx_ir.Node) -> None:
@@ -139,7 +131,7 @@ class TypeInference:
             shape = onnx_ir.serde.deserialize_type_proto_for_shape(proto)
         except (onnx_ir.serde.SerdeError, NotImplementedError, ValueError):
             return OtherType(str(proto.WhichOneof("value")))
-        return declared_type(type_, shape, self._symbols)
+        return inferred_type(type_, shape, self._symbols)
 
     def _infer(self, node: onnx_ir.Node, operands: Mapping[str, Value]) -> dict[str, onnx.TypeProto]:
         version = self._versions.get(node.domain)

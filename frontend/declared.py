@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import onnx_ir
 
@@ -103,6 +103,23 @@ def declared_type(
     type_: onnx_ir.TypeProtocol | None, shape: onnx_ir.ShapeProtocol | None, symbols: Symbols
 ) -> Type | None:
     """A declared type; None if nothing is declared. Dimensions without name get fresh symbols. Bindings apply."""
+    found = _type(type_, shape, lambda text: symbols.named(text) if text.strip() else symbols.fresh(), symbols)
+    return None if found is None else symbols.bound(found)
+
+
+def inferred_type(
+    type_: onnx_ir.TypeProtocol | None, shape: onnx_ir.ShapeProtocol | None, symbols: Symbols
+) -> Type | None:
+    """A type that ONNX inferred from types of the IR: its symbols are those of the IR."""
+    return _type(type_, shape, dims.canonical, symbols)
+
+
+def _type(
+    type_: onnx_ir.TypeProtocol | None,
+    shape: onnx_ir.ShapeProtocol | None,
+    named: Callable[[str], Dim],
+    symbols: Symbols,
+) -> Type | None:
     if type_ is None:
         return None
     if not isinstance(type_, onnx_ir.TensorType):
@@ -110,14 +127,14 @@ def declared_type(
     dtype = DTYPES.get(int(type_.dtype))
     if dtype is None:
         return OtherType(f"tensor of {type_.dtype}")
-    return symbols.bound(TensorType(dtype, None if shape is None else tuple(_dim(d, symbols) for d in shape)))
 
+    def dim(found: object) -> Dim:
+        if isinstance(found, int):
+            return found if found >= 0 else symbols.fresh()
+        text = getattr(found, "value", None)
+        return named(text) if isinstance(text, str) else symbols.fresh()
 
-def _dim(dim: object, symbols: Symbols) -> Dim:
-    if isinstance(dim, int):
-        return dim if dim >= 0 else symbols.fresh()
-    text = getattr(dim, "value", None)
-    return symbols.named(text) if isinstance(text, str) and text.strip() else symbols.fresh()
+    return TensorType(dtype, None if shape is None else tuple(dim(d) for d in shape))
 
 
 def merged(inferred: Type | None, declared: Type | None, symbols: Symbols) -> Type:

@@ -37,8 +37,8 @@ def choose(graph: Graph, spellings: Spellings, wanted: int | None = None) -> Ops
     BASE_OPSET), but never past the point where a carried-over node would get another meaning. Raises UnsupportedOp if
     `wanted` would change the meaning of a carried-over node.
     """
-    source = graph.opsets.get("", BASE_OPSET)
     carried = sorted(set(_carried(graph)))
+    source = graph.opsets.get("", 1 if carried else BASE_OPSET)  # a model that doesn't say means the first
     if wanted is not None:
         for op_type, where in carried:
             if since_version(op_type, "", wanted) != since_version(op_type, "", source):
