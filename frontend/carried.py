@@ -9,8 +9,9 @@ import onnx_ir
 from onnx import numpy_helper, shape_inference
 
 from planish.frontend.call import shortest
+from planish.frontend.carried_shapes import first_type
 from planish.frontend.contents import static_array
-from planish.frontend.declared import ONNX_NUMBERS, UNKNOWN, Symbols, declared_type, inferred_type, merged
+from planish.frontend.declared import ONNX_NUMBERS, Symbols, declared_type, inferred_type, merged
 from planish.frontend.tensors import data_of
 from planish.ir.graph import Value
 from planish.ir.ops import AttrValue
@@ -112,7 +113,7 @@ class TypeInference:
                 found = None
             types.append(merged(found, declared_type(output.type, output.shape, self._symbols), self._symbols))
         values = [None if value is None else operands.get(value.name or "") for value in node.inputs]
-        if types and (types[0] == UNKNOWN or (isinstance(types[0], TensorType) and types[0].shape is None)):
+        if types:
             types[0] = first_type(node, values, types[0], self._symbols)
         return tuple(types), protos
 

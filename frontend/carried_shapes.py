@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir
 
 from planish.frontend.contents import contents_of
-from planish.frontend.declared import UNKNOWN, Symbols
+from planish.frontend.declared import Symbols
 from planish.ir.graph import Value
 from planish.ir.types import TensorType, Type
 
@@ -24,32 +24,36 @@ _RESIZE_SIZES = 3
 
 
 def first_type(node: onnx_ir.Node, operands: Sequence[Value | None], found: Type, symbols: Symbols) -> Type:
-    """The type of the first result, given what inference `found`; that itself where no more is known."""
-    key = (node.domain, node.op_type)
+    """The type of the first result, given what inference and declaration say; that itself where no more is known."""
     first = operands[0] if operands else None
     if first is None or not isinstance(first.type, TensorType):
         return found
+    if isinstance(found, TensorType) and found.is_static:
+        return found
+    key = (node.domain, node.op_type)
     if key in _LIKE_FIRST:
         return first.type.interface()
-    if found == UNKNOWN or not isinstance(found, TensorType):
+    if not isinstance(found, TensorType):
         return found
-    if key == ("", "Reshape") and (rank := _length(operands, 1)) is not None:
+    if key == ("", "Resize"):
+        return _resized(node, operands, first.type, found, symbols)
+    if key == ("", "Reshape") and found.shape is None and (rank := _length(operands, 1)) is not None:
         return found.with_shape(tuple(symbols.fresh() for _ in range(rank)))
-    if key == ("", "Resize") and first.type.shape is not None:
-        return found.with_shape(tuple(symbols.fresh() for _ in first.type.shape))
     return found
 
 
-def sizes_of_resize(node: onnx_ir.Node, operands: Sequence[Value | None], found: Type) -> Type:
-    """The type of a Resize to stated sizes, symbolic ones included."""
-    if (node.domain, node.op_type) != ("", "Resize") or len(operands) <= _RESIZE_SIZES:
-        return found
-    sizes = operands[_RESIZE_SIZES]
+def _resized(
+    node: onnx_ir.Node, operands: Sequence[Value | None], x: TensorType, found: TensorType, symbols: Symbols
+) -> TensorType:
+    """To stated sizes, symbolic ones included; else of the same rank."""
+    sizes = operands[_RESIZE_SIZES] if len(operands) > _RESIZE_SIZES else None
     odd = {"axes", "keep_aspect_ratio_policy"} & set(node.attributes)
     known = None if sizes is None or odd else contents_of(sizes)
-    if known is None or not isinstance(found, TensorType):
-        return found
-    return found.with_shape(known)
+    if known is not None:
+        return found.with_shape(known)
+    if found.shape is None and x.shape is not None:
+        return found.with_shape(tuple(symbols.fresh() for _ in x.shape))
+    return found
 
 
 def _length(operands: Sequence[Value | None], index: int) -> int | None:

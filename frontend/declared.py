@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import re
 from collections.abc import Callable, Mapping
 
 import onnx_ir
@@ -49,11 +50,13 @@ class Symbols:
     """Names of symbolic dimensions of one model.
 
     originals: symbol to the text that the source declares. binding: symbols that the caller fixed or renamed.
+    plain: names that stand alone as a dimension of an input; expressions of other names are names themselves.
     """
 
     def __init__(self) -> None:
         self.originals: dict[str, str] = {}
         self.binding: dict[str, Dim] = {}
+        self.plain: set[str] = set()
         self._by_text: dict[str, Dim] = {}
         self._fresh: set[str] = set()
         self._next = 0
@@ -84,17 +87,18 @@ class Symbols:
 
     def _new(self, text: str) -> Dim:
         if text.isidentifier() and not keyword.iskeyword(text):
-            found: Dim = text
-        else:
-            found = dims.canonical(text)
-        if isinstance(found, int):
-            found = f"d_{text.strip().replace('-', 'minus')}"
-        if not found.isidentifier():
-            return found  # an expression of other symbols
-        name, number = found, 1
+            return self._unique(text, text)
+        found = dims.canonical(text)
+        # "batch-size" is a name unless the model has dimensions "batch" and "size"
+        if not isinstance(found, int) and (atoms := dims.symbols(found)) != {found} and atoms <= self.plain:
+            return found
+        return self._unique("d_" + (re.sub(r"\W+", "_", text).strip("_") or "unnamed"), text)
+
+    def _unique(self, wish: str, text: str) -> str:
+        name, number = wish, 1
         while name in self._fresh or self.originals.get(name, text) != text:
             number += 1
-            name = f"{found}_{number}"
+            name = f"{wish}_{number}"
         self.originals[name] = text
         return name
 

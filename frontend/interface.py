@@ -31,6 +31,8 @@ def interface_of(
     inputs = [
         value for value in model.graph.inputs if value.const_value is None or model.ir_version >= _FIRST_WITH_DEFAULTS
     ]
+    texts = (getattr(dim, "value", dim) for value in inputs if value.shape is not None for dim in value.shape)
+    symbols.plain.update(text for text in texts if isinstance(text, str) and text.isidentifier())
     types = {value: declared_type(value.type, value.shape, symbols) or UNKNOWN for value in inputs}
     by_name = {value.name or "": value for value in inputs}
     for name, wanted in (shapes or {}).items():

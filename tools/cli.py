@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from planish.tools import commands
 
@@ -183,7 +184,7 @@ def _print_dry_run(job: dict[str, Any], as_json: bool) -> None:
         return
     table = Table.grid(padding=(0, 2))
     for key, value in plan.items():
-        table.add_row(key, str(value))
+        table.add_row(key, Text(str(value)))
     Console().print(table)
 
 

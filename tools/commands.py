@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from planish.tools.bench.command import bench
 from planish.tools.failure import reported
@@ -88,7 +89,7 @@ def _print_why(rule: str, place: str, model: Path, pipeline: str, shapes: Any, a
         return
     console = Console()
     for op, loc, text in rows:
-        console.print(f"[bold]{op}[/bold] {loc}\n    {text}", highlight=False, soft_wrap=True)
+        console.print(Text(op, style="bold").append(f" {loc}\n    {text}", style="not bold"), soft_wrap=True)
 
 
 def _print_summary(model: Path, graph: Any, as_json: bool) -> None:
@@ -105,8 +106,8 @@ def _print_summary(model: Path, graph: Any, as_json: bool) -> None:
     grid.add_column(style="bold")
     grid.add_column(overflow="fold")
     grid.add_row("model", model.name)
-    grid.add_row("inputs", "\n".join(summary.inputs))
-    grid.add_row("outputs", "\n".join(summary.outputs))
+    grid.add_row("inputs", Text("\n".join(summary.inputs)))
+    grid.add_row("outputs", Text("\n".join(summary.outputs)))
     grid.add_row("weights", f"{summary.parameters:,} parameters, {mib(summary.weight_bytes)}")
     grid.add_row("opsets", ", ".join(f"{domain or 'ai.onnx'} {v}" for domain, v in sorted(summary.opsets.items())))
     grid.add_row("ops", _counts(summary.ops))
@@ -176,7 +177,7 @@ def run(
             return
         grid = Table.grid(padding=(0, 2))
         for key, value in result.items():
-            grid.add_row(key, str(value))
+            grid.add_row(key, Text(str(value)))
         Console().print(grid)
 
 
@@ -193,7 +194,7 @@ def doctor(as_json: _Json = False, debug: _Debug = False) -> None:
         for column in ("part", "state", "note"):
             table.add_column(column, overflow="fold")
         for row in rows:
-            table.add_row(row["part"], row["state"], row["note"])
+            table.add_row(row["part"], row["state"], Text(row["note"]))
         Console().print(table)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from planish.frontend.calibration import InputSpec, open_calibration
 from planish.ir.errors import UnsupportedOp, UsageError
@@ -47,11 +49,11 @@ def comparison_table(verification: Verification) -> Table:
         accuracy = ""
         if row.accuracy_original is not None and row.accuracy_artifact is not None:
             accuracy = f"{100 * row.accuracy_original:.2f} -> {100 * row.accuracy_artifact:.2f} %"
-        verdict = row.problem or row.note or ("[green]same[/green]" if row.passed else "[red]differs[/red]")
+        verdict = escape(row.problem or row.note) or ("[green]same[/green]" if row.passed else "[red]differs[/red]")
         figures = (f"{row.max_abs:.3g}", f"{row.max_rel:.3g}", f"{row.cosine:.6f}", f"{row.sqnr_db:.1f}")
-        table.add_row(row.name, *figures, top1, accuracy, verdict)
+        table.add_row(Text(row.name), *figures, top1, accuracy, verdict)
     for problem in verification.problems:
-        table.add_row(problem, *[""] * 6, "[red]differs[/red]")
+        table.add_row(Text(problem), *[""] * 6, "[red]differs[/red]")
     return table
 
 

@@ -74,9 +74,10 @@ def why(
     """
     rule, owner = find_rule(rule_name)
     graph = optimized_until(source, pipeline, owner.name, shapes)
-    near = [node for node in graph if any(place in s for s in (*node.loc.sources, *(r.hint for r in node.results)))]
+    nodes = [node for node in graph if not isinstance(node.op, Const)]
+    near = [node for node in nodes if any(place in s for s in (*node.loc.sources, *(r.hint for r in node.results)))]
     if not near:
-        known = list(dict.fromkeys(s for node in graph for s in node.loc.sources))[:5]
+        known = list(dict.fromkeys(s for node in nodes for s in node.loc.sources))[:5]
         raise UsageError(
             f"no node's name contains {place!r} when {owner.name} starts", remedy=f"names look like {', '.join(known)}"
         )

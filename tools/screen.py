@@ -121,8 +121,8 @@ def _summary(outcome: Outcome) -> Panel:
     grid.add_row("agreement", _agreement(outcome.verification, outcome.unverified))
     if outcome.measurements is not None:
         grid.add_row("speed", speed_line(outcome.measurements))
-    grid.add_row("artifact", str(outcome.job.out))
-    title = f"{outcome.job.source.name} -> {outcome.job.target.name}"
+    grid.add_row("artifact", Text(str(outcome.job.out)))
+    title = Text(f"{outcome.job.source.name} -> {outcome.job.target.name}")
     return Panel(grid, title=title, title_align="left", expand=False)
 
 

@@ -34,8 +34,8 @@ class Spellings:
     contrib: bool = False
 
 
-STANDARD = Spellings()
-"""Portable: every op as the newest ONNX says it."""
+STANDARD = Spellings(swish="primitives")
+"""Portable: every op as the newest ONNX says it, but for Swish: ONNX Runtime 1.32 loads it in operator set 24 only."""
 
 ORT_CPU = Spellings(attention="primitives", gelu="primitives", swish="primitives", rms_norm="primitives", contrib=True)
 """ONNX Runtime on CPU, by measurement (one thread, ViT-S shapes, all graph optimizations on).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as onnx
@@ -21,8 +22,8 @@ Lowered = onnx.Value | Sequence[onnx.Value]
 Lowering = Callable[["Emitter", Node, list["onnx.Value | None"]], Lowered]
 """A lowering function: from a node and its lowered operands to its lowered results."""
 
-Scalar = int | float | str | bytes | Data
-Attribute = Scalar | Sequence[Scalar] | Sequence[int]
+Scalar: TypeAlias = int | float | str | bytes | Data
+Attribute: TypeAlias = Scalar | Sequence[Scalar] | Sequence[int]
 
 
 class Emitter:

@@ -15,7 +15,8 @@ Operands = list["onnx.Value | None"]
 def _attention(e: Emitter, node: Node, x: Operands) -> Lowered:
     op = node.op
     assert isinstance(op, ops.Attention)
-    if e.dialect.spellings.attention == "standard" and e.opset >= 23:
+    # ONNX Runtime 1.32 has a kernel for the op as of 23 and 24; that of 25 it expands, and fails to for some shapes
+    if e.dialect.spellings.attention == "standard" and 23 <= e.opset < 25:
         return e.op("Attention", *x, scale=op.scale, is_causal=op.causal)
     return e.expand(node)
 

@@ -255,7 +255,9 @@ def test_a_transposed_constant_of_gemm_becomes_the_constant_the_other_way_round(
 
 
 def test_a_transposed_constant_that_others_read_too_is_kept_once() -> None:
-    proto = model("(float[2,3] x, int64[1] i) => (float[2,4] y, float[] z)", "y = Gemm<transB=1>(x, w) z = Gather(w, i)")
+    proto = model(
+        "(float[2,3] x, int64[1] i) => (float[2,4] y, float[] z)", "y = Gemm<transB=1>(x, w) z = Gather(w, i)"
+    )
     proto.graph.initializer.append(weight("w", np.zeros((4, 3), np.float32)))
     assert ops(from_proto(proto)) == ["Transpose", "Linear", "Gather"]
 
@@ -298,7 +300,9 @@ def test_other_batch_normalization_is_carried(opset: int, attributes: str) -> No
 def test_layer_normalization_whose_statistics_are_used_is_carried() -> None:
     signature = "(float[2,3] x, float[3] g) => (float[] y, float[] m)"
     assert ops(read(signature, "y, m = LayerNormalization(x, g)", 17)) == ["[LayerNormalization]"]
-    assert ops(read("(float[2,3] x, float[3] g) => (float[] y)", "y, m = LayerNormalization(x, g)", 17)) == ["LayerNorm"]
+    assert ops(read("(float[2,3] x, float[3] g) => (float[] y)", "y, m = LayerNormalization(x, g)", 17)) == [
+        "LayerNorm"
+    ]
 
 
 def test_a_shape_of_some_dimensions_is_a_slice_of_the_shape() -> None:
@@ -369,7 +373,9 @@ def test_attention_of_three_dimensions_splits_and_merges_its_heads() -> None:
 
 
 def test_attention_with_a_cache_is_carried() -> None:
-    signature = "(float[1,2,5,8] q, float[1,2,7,8] k, float[1,2,7,8] v, float[1,2,3,8] c) => (float[] y, float[] p, float[] r)"
+    signature = (
+        "(float[1,2,5,8] q, float[1,2,7,8] k, float[1,2,7,8] v, float[1,2,3,8] c) => (float[] y, float[] p, float[] r)"
+    )
     assert ops(read(signature, "y, p, r = Attention(q, k, v, , c, c)", 23)) == ["[Attention]"]
 
 
