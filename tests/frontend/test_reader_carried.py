@@ -213,3 +213,10 @@ def test_names_and_scopes_of_nodes_are_remembered() -> None:
         (("node_neg",), "vit.head"),
         (("Abs_z",), ""),
     ]
+
+
+def test_ops_of_operator_sets_before_7_are_carried_with_their_types() -> None:
+    graph = read("(float[n,3] x) => (float[] y)", "y = Relu(x)", 6)
+    assert ops(graph) == ["[Relu]"]
+    assert types(graph) == ["f32[n, 3]"]
+    assert graph.extras["carried"] == {"Relu_y": "operator sets before 7 aren't modelled"}
