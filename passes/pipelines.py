@@ -23,7 +23,7 @@ raising = Pipeline(*(kind() for kind in RAISING))
 """Recognise what exporters spelled out: norms, activations, attention, linears."""
 
 RECIPES: Mapping[str, tuple[str, Pipeline]] = {
-    "clean": ("cleanup only: bit-compatible simplification", Pipeline(Repeat(cleanup))),
+    "clean": ("cleanup only: simpler, every op still as the exporter spelled it", Pipeline(Repeat(cleanup))),
     "default": (
         "cleanup, raising to high-level ops, folding of norms and scales; lowered to what the target runs fastest",
         Pipeline(Repeat(cleanup), raising, Repeat(cleanup)),
