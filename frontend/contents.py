@@ -44,7 +44,7 @@ def static_array(value: Value, depth: int = _DEPTH) -> np.ndarray | None:
     if any(array is None and operand is not None for array, operand in zip(operands, node.operands, strict=True)):
         return None
     try:
-        computed = node.op.evaluate(*operands)
+        computed = node.op.compute(operands, [None if v is None else v.type for v in node.operands])
     except VerifyError:
         return None
     array = computed[value.index] if isinstance(computed, tuple) else computed

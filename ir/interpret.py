@@ -102,7 +102,7 @@ class _Run:
             computed: object = tuple(self._opaque(node, operands))
         else:
             with np.errstate(all="ignore"):
-                computed = node.op.evaluate(*operands)
+                computed = node.op.compute(operands, [None if v is None else v.type for v in node.operands])
         results = [np.asarray(array) for array in (computed if isinstance(computed, tuple) else (computed,))]
         if len(results) != len(node.results):
             raise VerifyError(

@@ -51,12 +51,14 @@ class Op:
     commutative: the first two operands may be exchanged.
     pointwise: each result element depends only on the operand elements at the same (broadcast) place.
     takes_any: operands may be absent or of a type that is no tensor's.
+    typed: `evaluate` also takes the operand types, as keyword `types`, because scales and zero points stand there.
     """
 
     commutative: ClassVar[bool] = False
     pointwise: ClassVar[bool] = False
     is_return: ClassVar[bool] = False
     takes_any: ClassVar[bool] = False
+    typed: ClassVar[bool] = False
     signature: ClassVar[Signature]
 
     def __init_subclass__(cls) -> None:
@@ -80,6 +82,10 @@ class Op:
     def evaluate(self, *operands: Any, **_: Any) -> Any:
         """Result array (or tuple of arrays) from operand arrays: the law that every backend is tested against."""
         raise VerifyError(f"{self.name} can't be evaluated with numpy")
+
+    def compute(self, operands: Sequence[np.ndarray | None], types: Sequence[Type | None]) -> Any:
+        """`evaluate` on arrays of the given types."""
+        return self.evaluate(*operands, types=types) if self.typed else self.evaluate(*operands)
 
     def decompose(self, *operands: Any, **_: Any) -> Value | tuple[Value, ...] | None:
         """The same as an expression of more basic ops, for targets that lack this one; None if there is none."""

@@ -103,7 +103,7 @@ class _Parser:
             case ast.Assign(targets=[ast.Name(id="opsets")], value=ast.Dict() as versions):
                 self._opsets(versions)
             case ast.AnnAssign(target=ast.Name() as target, annotation=annotation, value=ast.Call() as call):
-                self._node(call, [target], self._type(annotation))
+                self._node(call, [target], annotation)
             case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Call() as call):
                 self._node(call, targets, None)
             case ast.Assign(targets=[ast.Name() as target], value=ast.Call() as call):
@@ -122,7 +122,7 @@ class _Parser:
                 self._fail(versions, "opsets are versions by domain")
             self._graph.opsets[self._string(key)] = version
 
-    def _node(self, call: ast.Call, targets: Sequence[ast.expr], annotation: Type | None) -> None:
+    def _node(self, call: ast.Call, targets: Sequence[ast.expr], annotation: ast.expr | None) -> None:
         names = [target.id for target in targets if isinstance(target, ast.Name)]
         if len(names) != len(targets):
             self._fail(call, "results are assigned to names")
@@ -135,12 +135,18 @@ class _Parser:
             self._fail(call, f"{op!r} doesn't fit its operands: {error}")
         if len(node.results) != len(names):
             self._fail(call, f"{op.name} has {len(node.results)} results, not {len(names)}")
-        if annotation is not None and node.result.type.interface() != annotation:
-            self._fail(call, f"the annotation says {annotation}, but {op.name} gives {node.result.type}")
+        if annotation is not None and not self._agrees(annotation, node.result.type):
+            self._fail(call, f"the annotation says {ast.unparse(annotation)}, but {op.name} gives {node.result.type}")
         self._graph.insert(node)
         for target, name, value in zip(targets, names, node.results, strict=True):
             value.hint = name
             self._define(target, name, value)
+
+    def _agrees(self, annotation: ast.expr, inferred: Type) -> bool:
+        """True if the annotation is that type. Scales that it names by digest are compared by digest."""
+        if any(isinstance(part, ast.Name) and part.id == "scales" for part in ast.walk(annotation)):
+            return ast.unparse(annotation) == ast.unparse(ast.parse(str(inferred), mode="eval").body)
+        return self._type(annotation) == inferred.interface()
 
     def _applied(self, call: ast.Call) -> tuple[Op, list[Value | None]]:
         """The op and the operands of `Op(attributes)(operands)`, or of `Const(...)`."""

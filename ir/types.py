@@ -6,6 +6,7 @@ exporter computes with Shape, Gather and Concat nodes are known while the graph 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from planish.ir.dims import Dim
 from planish.ir.dtypes import DType
 from planish.ir.errors import VerifyError
 
+SCALES_SHOWN = 4  # per-channel scales that are printed one by one
 KNOWN_LIMIT = 64  # elements; shape tensors are far smaller
 SHAPE_DTYPES = (dtypes.i64, dtypes.i32, dtypes.boolean)  # of tensors that take part in shape arithmetic
 
@@ -27,6 +29,19 @@ class Quant:
     scale: tuple[float, ...]
     zero: int = 0
     axis: int | None = None
+
+    @property
+    def scales(self) -> np.ndarray:
+        """The scales, float64[1] or float64[channels]."""
+        return np.asarray(self.scale, np.float64)
+
+    def along(self, rank: int) -> np.ndarray:
+        """The scales in a shape that broadcasts against a tensor of `rank` axes."""
+        return self.scales.reshape([-1 if i == self.axis else 1 for i in range(rank)])
+
+    def times(self, factor: float) -> Quant:
+        """The same codes for numbers that are `factor` times as large."""
+        return Quant(tuple(s * factor for s in self.scale), self.zero, self.axis)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +156,19 @@ def substitute(type_: Type, binding: Mapping[str, Dim]) -> Type:
 def _head(type_: TensorType) -> str:
     text = type_.dtype.name
     if type_.quant is not None:
-        scale = type_.quant.scale[0] if type_.quant.axis is None else type_.quant.scale
+        scale = _scales(type_.quant)
         axis = "" if type_.quant.axis is None else f", axis={type_.quant.axis}"
-        text = f"q({text}, {scale!r}, {type_.quant.zero}{axis})"
+        text = f"q({text}, {scale}, {type_.quant.zero}{axis})"
     if type_.sparsity is not None:
         text = f"sparse({text}, {type_.sparsity.kind!r}, {type_.sparsity.block!r}, axis={type_.sparsity.axis})"
     return text
+
+
+def _scales(quant: Quant) -> str:
+    """The scales; more than a few of them by number and digest, as the text form wants to be read."""
+    if quant.axis is None:
+        return repr(quant.scale[0])
+    if len(quant.scale) <= SCALES_SHOWN:
+        return repr(quant.scale)
+    digest = hashlib.sha256(quant.scales.astype("<f8").tobytes()).hexdigest()[:8]
+    return f"scales({len(quant.scale)}, {digest!r})"
