@@ -1,0 +1,48 @@
+"""Which conversion takes which op."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from planish.ir import ops
+from planish.ir.op import Op
+from planish.passes.integer.conversion import Conversion
+from planish.passes.integer.movement import CastConversion, GatherConversion, Movement, PadMovement
+from planish.passes.integer.norms import AttentionConversion, NormConversion, SoftmaxConversion
+from planish.passes.integer.pointwise import (
+    AddConversion,
+    ArgMaxConversion,
+    ClipConversion,
+    GeluConversion,
+    MeanConversion,
+    TableConversion,
+)
+from planish.passes.integer.products import ConvConversion, LinearConversion, MatMulConversion, MulConversion
+
+CONVERSIONS: Mapping[type[Op], Conversion] = {
+    ops.Linear: LinearConversion(),
+    ops.Conv: ConvConversion(),
+    ops.MatMul: MatMulConversion(),
+    **dict.fromkeys((ops.Mul, ops.Div), MulConversion()),
+    ops.Add: AddConversion(),
+    **dict.fromkeys((ops.LayerNorm, ops.RMSNorm), NormConversion()),
+    ops.Softmax: SoftmaxConversion(),
+    ops.Attention: AttentionConversion(),
+    ops.Gelu: GeluConversion(),
+    **dict.fromkeys((ops.Relu, ops.Clip), ClipConversion()),
+    **dict.fromkeys(
+        (ops.Abs, ops.Neg, ops.Sqrt, ops.Reciprocal, ops.Exp, ops.Log, ops.Erf, ops.Sin, ops.Cos, ops.Tanh)
+        + (ops.Sigmoid, ops.Softplus, ops.Swish, ops.HardSwish, ops.HardSigmoid, ops.LeakyRelu, ops.Elu),
+        TableConversion(),
+    ),
+    **dict.fromkeys((ops.ReduceMean, ops.ReduceSum), MeanConversion()),
+    ops.ArgMax: ArgMaxConversion(),
+    ops.Cast: CastConversion(),
+    ops.Gather: GatherConversion(),
+    ops.Pad: PadMovement(),
+    **dict.fromkeys(
+        (ops.Reshape, ops.DynamicReshape, ops.Transpose, ops.Squeeze, ops.Unsqueeze, ops.Expand, ops.Tile)
+        + (ops.Identity, ops.Slice, ops.Split, ops.Concat, ops.Where),
+        Movement(),
+    ),
+}

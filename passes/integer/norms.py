@@ -1,0 +1,117 @@
+"""Norms and softmax in integers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from planish.ir import dtypes, fixedpoint, ops
+from planish.ir.data import Data
+from planish.ir.graph import Node, Value
+from planish.ir.op import constant
+from planish.ir.ops.int_norm import NORM_BITS
+from planish.ir.ops.int_softmax import EXP_SCALE
+from planish.ir.types import Quant
+from planish.passes.integer.conversion import Conversion, Operand, Want
+from planish.passes.integer.forms import Form, Spec, centred_unsigned
+from planish.passes.integer.plan import Plan
+
+_GAMMA_BITS = 24  # of the largest gamma: with z of at most 26 bits and beta, everything stays far from 62
+
+
+class NormConversion(Conversion):
+    """LayerNorm or RMSNorm over the last axis -> IntLayerNorm or IntRMSNorm with 16-bit input."""
+
+    def refuses(self, node: Node, plan: Plan) -> str:
+        if node.op.axis != -1:  # type: ignore[attr-defined]
+            return "it normalises more than one axis"
+        return "its gamma or beta is computed" if any(constant(v) is None for v in node.inputs[1:]) else ""
+
+    def wants(self, node: Node, forms: Sequence[Form], plan: Plan) -> Iterable[Want]:
+        return [(0, plan.stream(node.inputs[0]))]
+
+    def build(self, node: Node, form: Form, operand: Operand, plan: Plan) -> Value:
+        assert isinstance(form, Spec)
+        x = operand(0, plan.stream(node.inputs[0]))
+        channels = int(x.tensor.dims[-1])
+        gamma, beta = (_vector(node, i, plan, channels) for i in (1, 2))
+        published = plan.profile == "ivit" and isinstance(node.op, ops.LayerNorm)
+        unit = math.sqrt(channels) / 2.0**30 if published else 2.0**-NORM_BITS
+        gamma = np.ones(channels) if gamma is None else gamma
+        top = max(float(np.max(np.abs(gamma))) / form.scale * unit, 1e-30)
+        shift = min(_GAMMA_BITS - math.ceil(math.log2(top / unit)) - round(math.log2(unit)), 61)
+        step = form.scale / 2.0**shift / unit  # of gamma, so that z * gamma has the scale of the result / 2**shift
+        codes = Data(fixedpoint.quantized(gamma, dtypes.i32, step), Quant((step,)))
+        options = (form.scale, form.zero, form.dtype, node.op.eps)  # type: ignore[attr-defined]
+        if isinstance(node.op, ops.RMSNorm):
+            rms: Value = ops.IntRMSNorm(*options)(x, codes)
+            return rms
+        offset = None
+        if beta is not None:
+            offset = Data(fixedpoint.quantized(beta, dtypes.i64, step * unit), Quant((step * unit,)))
+        kind = ops.ShiftLayerNorm if published else ops.IntLayerNorm
+        normed: Value = kind(*options)(x, codes, offset)
+        return normed
+
+
+def _vector(node: Node, index: int, plan: Plan, channels: int) -> np.ndarray | None:
+    """gamma or beta, less the factor per channel that the readers of the norm take over."""
+    data = constant(node.operands[index]) if len(node.operands) > index else None
+    factor = plan.folded.get(node.result)
+    if data is None:
+        return None if factor is None or index == 2 else 1 / factor
+    array = data.numpy().astype(np.float64)
+    return array if factor is None else array / factor
+
+
+class SoftmaxConversion(Conversion):
+    """Softmax over the last axis -> IntSoftmax with 15 bits, or Shiftmax in the profile `ivit`."""
+
+    sums = True
+
+    def refuses(self, node: Node, plan: Plan) -> str:
+        return "" if node.op.axis == -1 else "it isn't over the last axis"  # type: ignore[attr-defined]
+
+    def wants(self, node: Node, forms: Sequence[Form], plan: Plan) -> Iterable[Want]:
+        return [(0, self._input(node, plan))]
+
+    def build(self, node: Node, form: Form, operand: Operand, plan: Plan) -> Value:
+        x = operand(0, self._input(node, plan))
+        y: Value = ops.Shiftmax()(x) if plan.profile == "ivit" else ops.IntSoftmax(32767, dtypes.u16)(x)
+        return y
+
+    def _input(self, node: Node, plan: Plan) -> Spec:
+        if plan.profile == "ivit":
+            return centred_unsigned(*plan.range_of(node.inputs[0], 8, True))
+        return Spec(dtypes.i16, EXP_SCALE / 4)
+
+
+class AttentionConversion(Conversion):
+    """Attention -> products of codes with exponentials by table; the sum divides after the second product."""
+
+    sums = True
+
+    def refuses(self, node: Node, plan: Plan) -> str:
+        op, mask = node.op, node.operands[3] if len(node.operands) > 3 else None
+        assert isinstance(op, ops.Attention)
+        if op.causal:
+            return "it is causal"
+        if mask is not None and mask.tensor.dtype != dtypes.boolean:
+            return "its mask is added to the scores"
+        return "" if node.inputs[0].tensor.dims[1] == node.inputs[1].tensor.dims[1] else "its heads are grouped"
+
+    def wants(self, node: Node, forms: Sequence[Form], plan: Plan) -> Iterable[Want]:
+        q, k, v = node.inputs[:3]
+        return [(0, plan.operand(q)), (1, plan.right(k)), (2, plan.right(v))]
+
+    def build(self, node: Node, form: Form, operand: Operand, plan: Plan) -> Value:
+        op = node.op
+        assert isinstance(op, ops.Attention)
+        (i, q), (j, k), (n, v) = self.wants(node, (), plan)
+        scores = ops.IntMatMul()(operand(i, q), ops.Transpose((0, 1, 3, 2))(operand(j, k)))
+        logits = ops.Requantize(EXP_SCALE, 0, dtypes.i16)(ops.ScaleBy(op.scale)(scores))
+        keep = node.operands[3] if len(node.operands) > 3 else None
+        result: Value = ops.IntWeightedMean()(ops.IntExp()(logits, keep), operand(n, v))
+        return result
