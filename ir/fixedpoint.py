@@ -114,8 +114,10 @@ def shift_exp(distance: np.ndarray, unit: int, steps: int) -> np.ndarray:
 
 
 def exp_table(scale: float, levels: int, entries: int) -> np.ndarray:
-    """round(levels * exp(-d * scale)) for d in 0..entries-1, as int64."""
-    return np.asarray(np.floor(levels * np.exp(-scale * np.arange(entries)) + 0.5)).astype(np.int64)
+    """round(levels * exp(-d * scale)) for d in 0..entries-1, as int64; the last entry, for all beyond, is 0."""
+    table = np.floor(levels * np.exp(-scale * np.arange(entries)) + 0.5).astype(np.int64)
+    table[-1] = 0
+    return np.asarray(table)
 
 
 def code_table(

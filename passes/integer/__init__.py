@@ -2,3 +2,4 @@
 
 from planish.passes.integer.integerize import Integerize as Integerize
 from planish.passes.integer.split_projections import SplitProjections as SplitProjections
+from planish.passes.integer.integer_boundary import IntegerBoundary as IntegerBoundary

@@ -23,6 +23,9 @@ class Spec:
     scale: float
     zero: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", float(self.scale))  # numpy numbers print differently
+
     @property
     def quant(self) -> Quant:
         return Quant((self.scale,), self.zero)

@@ -51,6 +51,8 @@ class Integerize(Pass):
         if self.profile not in PROFILES:
             raise UsageError(f"there is no profile {self.profile!r}", remedy=f"known: {', '.join(PROFILES)}")
         changes = Changes()
+        if self.profile == "ivit":
+            spell_out_attention(graph)  # its logits have calibrated codes, so they have to be observed
         statistics = collect(graph, context, requests_of(graph))
         plan = Plan(statistics, self.profile, self.calibration, frozenset(self.wide), self.correct_bias)
         if self.equalize and self.profile == "table":
@@ -67,6 +69,17 @@ class Integerize(Pass):
                 remedy="leave --strict out to keep them in floating point",
             )
         return changes
+
+
+def spell_out_attention(graph: Graph) -> None:
+    """Attention as products and softmax, where it can be said so."""
+    for node in graph.nodes(ops.Attention):
+        made = node.op.decompose(*node.operands)
+        if isinstance(made, Value):
+            graph.attach(made, node, node.loc.made_by(Integerize.name))
+            made.hint = node.result.hint
+            graph.replace(node.result, made)
+    graph.erase_dead()
 
 
 def requests_of(graph: Graph) -> list[Request]:
