@@ -39,7 +39,7 @@ class Dyadic:
         return np.asarray((product + (np.int64(1) << (self.shift - 1))) >> self.shift)
 
 
-def dyadic(ratio: float | Sequence[float]) -> Dyadic:
+def dyadic(ratio: float | Sequence[float] | np.ndarray) -> Dyadic:
     """The nearest multiplier of 31 bits and its shift, for positive real factors (Jacob et al. 2018, section 2.2).
 
     Factors below 2**-32 become zero. Raises VerifyError for a factor that isn't in (0, 2**30).

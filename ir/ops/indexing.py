@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from planish.ir import dims, dtypes
@@ -125,7 +127,7 @@ class Gather(Op):
     def infer(self, x: TensorType, indices: TensorType) -> TensorType:
         check_axes((self.axis,), len(x.dims))
         need(indices.dtype in (dtypes.i64, dtypes.i32), f"indices are {indices}, not i64 or i32")
-        result = like(x, (*x.dims[: self.axis], *indices.dims, *x.dims[self.axis + 1 :]))
+        result = _gathered(x, self.axis, indices.dims)
         picked = tuple(i for i in indices.known or () if isinstance(i, int))
         extent = x.dims[self.axis]
         if isinstance(extent, int):
@@ -174,6 +176,17 @@ class Pad(Op):
         )
         result[tuple(slice(b, n - e) for n, (b, e) in zip(result.shape, widths, strict=True))] = x[cut]
         return result
+
+
+def _gathered(x: TensorType, axis: int, picked: tuple[Dim, ...]) -> TensorType:
+    """Type of x with an axis replaced; scales along a later axis move with it."""
+    shape = (*x.dims[:axis], *picked, *x.dims[axis + 1 :])
+    quant = x.quant
+    if quant is None or quant.axis is None:
+        return like(x, shape)
+    need(quant.axis != axis, "quantization per channel isn't tracked along the axis that is picked from")
+    place = quant.axis + len(picked) - 1 if quant.axis > axis else quant.axis
+    return TensorType(x.dtype, shape, replace(quant, axis=place))
 
 
 def _clamped(extent: int, start: int, end: int, step: int) -> slice:

@@ -1,5 +1,5 @@
 """Integer-only rewriting (I-ViT and successors): from a float graph and samples to a graph of integers."""
 
+from planish.passes.integer.integer_boundary import IntegerBoundary as IntegerBoundary
 from planish.passes.integer.integerize import Integerize as Integerize
 from planish.passes.integer.split_projections import SplitProjections as SplitProjections
-from planish.passes.integer.integer_boundary import IntegerBoundary as IntegerBoundary

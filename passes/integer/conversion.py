@@ -10,8 +10,8 @@ from planish.ir.graph import Node, Value
 from planish.passes.integer.forms import Form, Spec
 from planish.passes.integer.plan import Plan
 
-Operand = Callable[[int, Form], Value]
-"""Operand number i of the node that is converted, in a form that was asked for."""
+Operand = Callable[[int | Value, Form], Value]
+"""Operand number i of the node that is converted (or another value), in a form that was asked for."""
 
 Want = tuple[int, Form]
 Built = Value | tuple[Value, ...]
@@ -38,6 +38,10 @@ class Conversion:
     def wants(self, node: Node, forms: Sequence[Form], plan: Plan) -> Iterable[Want]:
         """Which operands are needed in which form, when the result is needed in `forms`."""
         raise NotImplementedError
+
+    def also_wants(self, node: Node, plan: Plan) -> list[tuple[Value, Form]]:
+        """Forms of values that aren't operands: what a whole pattern ends in."""
+        return []
 
     def build(self, node: Node, form: Form, operand: Operand, plan: Plan) -> Built:
         """The result (or results) in one form, detached. If the node accumulates, `form` is SUM."""

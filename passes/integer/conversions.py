@@ -17,13 +17,15 @@ from planish.passes.integer.pointwise import (
     MeanConversion,
     TableConversion,
 )
+from planish.passes.integer.pooling import DivConversion
 from planish.passes.integer.products import ConvConversion, LinearConversion, MatMulConversion, MulConversion
 
 CONVERSIONS: Mapping[type[Op], Conversion] = {
     ops.Linear: LinearConversion(),
     ops.Conv: ConvConversion(),
     ops.MatMul: MatMulConversion(),
-    **dict.fromkeys((ops.Mul, ops.Div), MulConversion()),
+    ops.Mul: MulConversion(),
+    ops.Div: DivConversion(),
     ops.Add: AddConversion(),
     **dict.fromkeys((ops.LayerNorm, ops.RMSNorm), NormConversion()),
     ops.Softmax: SoftmaxConversion(),

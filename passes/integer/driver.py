@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from planish.ir import dtypes, fixedpoint, ops
+from planish.ir import fixedpoint, ops
 from planish.ir.data import Data
 from planish.ir.graph import Graph, Node, Value
 from planish.ir.loc import Loc
@@ -32,6 +30,7 @@ class Driver:
         self.converted = 0
         self._conversions = conversions
         self._chosen: dict[Node, Conversion] = {}
+        self._reasons: dict[Node, str] = {}
         self._demands: dict[Value, dict[Form, None]] = {}
         self._built: dict[tuple[Value, Form], Value] = {}
         self._measured: set[Value] = set()
@@ -43,6 +42,7 @@ class Driver:
             self._choose(node)
         for node in reversed(nodes):
             self._collect(node)
+        self.islands.reverse()
         for value in self.graph.inputs:
             self._meet(value, nodes[0])
         for node in nodes:
@@ -62,7 +62,7 @@ class Driver:
         else:
             reason = conversion.refuses(node, self.plan)
         if reason or conversion is None:
-            self.islands.append((node, reason))
+            self._reasons[node] = reason
         else:
             self._chosen[node] = conversion
 
@@ -76,8 +76,7 @@ class Driver:
             return
         conversion = self._chosen.get(node)
         if conversion is None:
-            for value in filter(is_real, node.inputs):
-                self._demand(value, FLOAT)
+            self._collect_float(node)
             return
         forms: dict[Form, None] = {}
         for value in node.results:
@@ -89,6 +88,18 @@ class Driver:
         if forms:
             for index, form in conversion.wants(node, self._specs(forms), self.plan):
                 self._demand(node.operands[index], form)
+            for value, form in conversion.also_wants(node, self.plan):
+                self._demand(value, form)
+
+    def _collect_float(self, node: Node) -> None:
+        """An island demands real numbers, if it is needed at all."""
+        needed = any(self._demands.get(v) if is_real(v) else v.uses for v in node.results) or not node.results
+        if not needed and not any(v in self._measured for v in node.results):
+            return
+        if (reason := self._reasons.get(node)) is not None:
+            self.islands.append((node, reason))
+        for value in filter(is_real, node.inputs):
+            self._demand(value, FLOAT)
 
     def _demand(self, value: Value | None, form: Form) -> None:
         if value is None or not is_real(value):
@@ -101,7 +112,7 @@ class Driver:
             forms[self.plan.stream(value)] = None
 
     @staticmethod
-    def _specs(forms: dict[Form, None]) -> list[Form]:
+    def _specs(forms: dict[Form, None]) -> list[Spec]:
         """The forms that a conversion has to build itself."""
         specs = [form for form in forms if isinstance(form, Spec)]
         return sorted(specs, key=lambda spec: -spec.dtype.bits)
@@ -166,7 +177,10 @@ class Driver:
                     self._keep(node, value, form, ops.Dequantize()(widest[value]))
 
     def _build(self, node: Node, conversion: Conversion, form: Form) -> list[Value]:
-        built = conversion.build(node, form, lambda i, want: self._get(node.operands[i], want), self.plan)
+        def operand(which: int | Value, want: Form) -> Value:
+            return self._get(node.operands[which] if isinstance(which, int) else which, want)
+
+        built = conversion.build(node, form, operand, self.plan)
         results = list(built) if isinstance(built, tuple) else [built]
         for result, value in zip(results, node.results, strict=True):
             if result.node is not None and result.node.graph is None:
@@ -229,5 +243,3 @@ def float_values(graph: Graph) -> list[Value]:
     """Real values of the graph that aren't constant."""
     values = [*graph.inputs, *(r for n in graph if not isinstance(n.op, Const) for r in n.results)]
     return [v for v in values if is_real(v)]
-
-

@@ -36,9 +36,9 @@ class IntegerBoundary(Pass):
             if isinstance(value.type, TensorType) and value.type.dtype.is_float:
                 self._open(graph, value, changes)
         tail = graph.tail
-        for index, value in enumerate(tail.operands if tail is not None else ()):
-            if value is not None and isinstance(value.op, ops.Dequantize) and tail is not None:
-                self._close(graph, tail, index, value, changes)
+        for index, output in enumerate(tail.operands if tail is not None else ()):
+            if output is not None and isinstance(output.op, ops.Dequantize) and tail is not None:
+                self._close(graph, tail, index, output, changes)
         graph.erase_dead()
         return changes
 
@@ -53,7 +53,7 @@ class IntegerBoundary(Pass):
         loc = Loc((value.hint,)).made_by(self.name)
         codes = graph.add(ops.FromCodes(scale, zero), value, loc=loc, hint=value.hint, before=graph.head).result
         for reader in readers:
-            target = codes
+            target: Value = codes
             if reader.result.type != codes.type:
                 option = cast(Any, reader.op)
                 narrower = ops.Requantize(option.scale, option.zero, option.to)

@@ -101,7 +101,7 @@ def equalizing_factors(
 ) -> dict[Value, np.ndarray]:
     """Factors per channel that norms give up and the linear layers after them take over, where nothing else reads.
 
-    factor = (largest activation)**strength / (largest weight)**(1 - strength), as SmoothQuant; its mean is 1. The norm's
+    factor = (largest activation)**strength / (largest weight)**(1 - strength), as SmoothQuant; its mean is 1. A norm's
     requantization has a multiplier per channel anyway, so this costs nothing (RepQ-ViT).
     """
     found: dict[Value, np.ndarray] = {}

@@ -39,11 +39,7 @@ class NormConversion(Conversion):
         gamma, beta = (_vector(node, i, plan, channels) for i in (1, 2))
         published = plan.profile == "ivit" and isinstance(node.op, ops.LayerNorm)
         unit = math.sqrt(channels) / 2.0**30 if published else 2.0**-NORM_BITS
-        gamma = np.ones(channels) if gamma is None else gamma
-        top = max(float(np.max(np.abs(gamma))) / form.scale * unit, 1e-30)
-        shift = min(_GAMMA_BITS - math.ceil(math.log2(top / unit)) - round(math.log2(unit)), 61)
-        step = form.scale / 2.0**shift / unit  # of gamma, so that z * gamma has the scale of the result / 2**shift
-        codes = Data(fixedpoint.quantized(gamma, dtypes.i32, step), Quant((step,)))
+        codes, step = norm_weight(np.ones(channels) if gamma is None else gamma, form.scale, unit)
         options = (form.scale, form.zero, form.dtype, node.op.eps)  # type: ignore[attr-defined]
         if isinstance(node.op, ops.RMSNorm):
             rms: Value = ops.IntRMSNorm(*options)(x, codes)
@@ -54,6 +50,14 @@ class NormConversion(Conversion):
         kind = ops.ShiftLayerNorm if published else ops.IntLayerNorm
         normed: Value = kind(*options)(x, codes, offset)
         return normed
+
+
+def norm_weight(gamma: np.ndarray, scale: float, unit: float) -> tuple[Data, float]:
+    """Codes of gamma and their scale, with which gamma times z (of scale `unit`) has `scale` / 2**e, e an integer."""
+    top = max(float(np.max(np.abs(gamma))), 1e-30)
+    shift = min(_GAMMA_BITS + math.floor(math.log2(scale / (top * unit))), 61)
+    step = scale / 2.0**shift / unit
+    return Data(fixedpoint.quantized(gamma, dtypes.i32, step), Quant((step,))), step
 
 
 def _vector(node: Node, index: int, plan: Plan, channels: int) -> np.ndarray | None:
@@ -88,6 +92,53 @@ class SoftmaxConversion(Conversion):
         return Spec(dtypes.i16, EXP_SCALE / 4)
 
 
+def kept_places(mask: Value) -> Value | None:
+    """The bool mask of places that take part, for one that is bool, or 0 there and hugely negative elsewhere.
+
+    Understands Where(c, number, number) and (1 - m) * number with an integer or bool m of zeros and ones. A row
+    without any place is uniform in floating point then, and zero in integers.
+    """
+    if mask.tensor.dtype == dtypes.boolean:
+        return mask
+    node = mask.node
+    if node is not None and isinstance(node.op, ops.Where):
+        condition, yes, no = node.inputs
+        if _is_huge(yes) and _is_zero(no):
+            negated: Value = ops.Not()(condition)
+            return negated
+        return condition if _is_zero(yes) and _is_huge(no) else None
+    if node is not None and isinstance(node.op, ops.Mul):
+        for inverted, factor in (node.inputs, node.inputs[::-1]):
+            if _is_huge(factor) and (zeros := _ones_less(inverted)) is not None:
+                flags: Value = ops.Cast(dtypes.boolean)(zeros)
+                return flags
+    return None
+
+
+def _ones_less(value: Value) -> Value | None:
+    """m for a value 1 - Cast(m)."""
+    node = value.node
+    if node is None or not isinstance(node.op, ops.Sub) or constant(node.operands[0]) is None:
+        return None
+    one, cast = constant(node.operands[0]), node.inputs[1]
+    if one is None or one.size != 1 or float(one.numpy().item()) != 1.0:
+        return None
+    return cast.node.inputs[0] if cast.node is not None and isinstance(cast.op, ops.Cast) else None
+
+
+def _is_huge(value: Value) -> bool:
+    data = constant(value)
+    return data is not None and data.size == 1 and float(data.numpy().item()) <= _MASKED
+
+
+def _is_zero(value: Value) -> bool:
+    data = constant(value)
+    return data is not None and data.size == 1 and float(data.numpy().item()) == 0.0
+
+
+_MASKED = -1e3  # scores below the row's greatest by that are nothing after exp
+
+
 class AttentionConversion(Conversion):
     """Attention -> products of codes with exponentials by table; the sum divides after the second product."""
 
@@ -98,8 +149,8 @@ class AttentionConversion(Conversion):
         assert isinstance(op, ops.Attention)
         if op.causal:
             return "it is causal"
-        if mask is not None and mask.tensor.dtype != dtypes.boolean:
-            return "its mask is added to the scores"
+        if mask is not None and kept_places(mask) is None:
+            return "its mask isn't one of places that take part or not"
         return "" if node.inputs[0].tensor.dims[1] == node.inputs[1].tensor.dims[1] else "its heads are grouped"
 
     def wants(self, node: Node, forms: Sequence[Form], plan: Plan) -> Iterable[Want]:
@@ -112,6 +163,7 @@ class AttentionConversion(Conversion):
         (i, q), (j, k), (n, v) = self.wants(node, (), plan)
         scores = ops.IntMatMul()(operand(i, q), ops.Transpose((0, 1, 3, 2))(operand(j, k)))
         logits = ops.Requantize(EXP_SCALE, 0, dtypes.i16)(ops.ScaleBy(op.scale)(scores))
-        keep = node.operands[3] if len(node.operands) > 3 else None
+        mask = node.operands[3] if len(node.operands) > 3 else None
+        keep = None if mask is None else kept_places(mask)
         result: Value = ops.IntWeightedMean()(ops.IntExp()(logits, keep), operand(n, v))
         return result

@@ -40,7 +40,7 @@ class LinearConversion(Conversion):
     def build(self, node: Node, form: Form, operand: Operand, plan: Plan) -> Value:
         spec = self._input(node, plan)
         w, b = self._weight(node, plan), _array(node.operands[2]) if len(node.operands) > 2 else None
-        codes, scales, bias = quantized_weight(w, b, 1, spec.scale, self._mean(node, plan))
+        codes, bias = quantized_weight(w, b, 1, spec.scale, self._mean(node, plan))
         result: Value = ops.IntLinear()(operand(0, spec), codes, bias)
         return result
 
@@ -87,7 +87,7 @@ class ConvConversion(Conversion):
         spec = plan.operand(node.inputs[0])
         w, b = _array(node.operands[1]), _array(node.operands[2]) if len(node.operands) > 2 else None
         assert w is not None
-        codes, scales, bias = quantized_weight(w, b, 0, spec.scale, self._mean(node, plan))
+        codes, bias = quantized_weight(w, b, 0, spec.scale, self._mean(node, plan))
         result: Value = ops.IntConv(op.strides, op.pads, op.dilations, op.group)(operand(0, spec), codes, bias)
         return result
 
@@ -101,8 +101,8 @@ class ConvConversion(Conversion):
 
 def quantized_weight(
     w: np.ndarray, b: np.ndarray | None, axis: int, input_scale: float, mean: np.ndarray | None
-) -> tuple[Data, np.ndarray, Data | None]:
-    """Weight codes (i8, one scale per index of `axis`), the scales, and the bias in codes of the sums (i32).
+) -> tuple[Data, Data | None]:
+    """Weight codes (i8, one scale per index of `axis`), and the bias in codes of the sums (i32).
 
     mean: of each input channel: what rounded weights make of it on average is taken off the bias (Nagel et al. 2019,
     bias correction). A channel whose bias is large against its weights gets a coarser scale, so that the bias fits.
@@ -116,9 +116,9 @@ def quantized_weight(
         b = (np.zeros(w.shape[axis]) if b is None else b) + _mean_effect(error, axis, mean)
     quant = Quant(tuple(scales.tolist()), 0, axis)
     if b is None:
-        return Data(codes, quant), scales, None
+        return Data(codes, quant), None
     sums = quant.times(input_scale)
-    return Data(codes, quant), scales, Data(fixedpoint.quantized(b, dtypes.i32, sums.scales), Quant(sums.scale, 0, 0))
+    return Data(codes, quant), Data(fixedpoint.quantized(b, dtypes.i32, sums.scales), Quant(sums.scale, 0, 0))
 
 
 def _mean_effect(error: np.ndarray, axis: int, mean: np.ndarray) -> np.ndarray:
@@ -156,9 +156,6 @@ class MulConversion(Conversion):
     sums = True
 
     def refuses(self, node: Node, plan: Plan) -> str:
-        factor = positive_factor(node)
-        if factor is None and isinstance(node.op, ops.Div):
-            return "its divisor is computed"
         return ""
 
     def wants(self, node: Node, forms: Sequence[Form], plan: Plan) -> Iterable[Want]:

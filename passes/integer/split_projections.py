@@ -33,7 +33,7 @@ class SplitProjections(Pass):
         changes = Changes()
         for node in graph.nodes(Linear):
             chain, end = _moves_after(node)
-            parts = [user for user in end.users]
+            parts = end.users
             if len(parts) < 2 or not all(isinstance(part.op, Slice | Split) for part in parts):
                 continue
             if constant(node.operands[1]) is None or any(constant(v) is None for v in node.inputs[1:]):
@@ -154,5 +154,3 @@ def _replay(value: Value, chain: list[Node], stage: int, extent: int, width: int
             op = Reshape(tuple(width if i == stage else d for i, d in enumerate(op.shape)))
         value = op(value)
     return value
-
-
