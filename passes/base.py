@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -21,6 +22,9 @@ from planish.passes.rewrite import Changes, Fuel, Rule, apply_rules
 
 OpaqueEvaluator = Callable[[Node, Sequence[np.ndarray | None]], Sequence[object]]
 Feeds = Mapping[str, np.ndarray]
+PreparedTaps = Callable[[Feeds], list[np.ndarray]]
+TapEvaluator = Callable[[Graph, Sequence[Value]], PreparedTaps]
+"""Prepares a graph to be run for the arrays of some of its values."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,9 @@ class Observer:
     def after(self, step: Pass, graph: Graph, changes: Changes) -> None:
         """`step` has run."""
 
+    def progressed(self, stage: str, done: int, total: int) -> None:
+        """A long stage inside a pass has done so many of its parts."""
+
     def failed(self, step: Pass, graph: Graph, error: PlanishError) -> None:
         """`step` raised `error`; the graph may be half rewritten."""
 
@@ -68,6 +75,8 @@ class Context:
     target: name of the backend that the graph is meant for.
     calibration: sample inputs, a re-iterable of feeds by input name; None if the user gave none.
     evaluate_opaque: computes ops that the IR only carries; None leaves them unfolded.
+    taps: runs a graph for values inside it, for calibration; None computes with numpy.
+    statistics_cache: file from which calibration statistics are read, or to which they are written.
     fold_bytes: by how many bytes constant folding may grow the model in total.
     """
 
@@ -77,6 +86,8 @@ class Context:
     fuel: Fuel | None = None
     fold_bytes: int = 1 << 20
     evaluate_opaque: OpaqueEvaluator | None = None
+    taps: TapEvaluator | None = None
+    statistics_cache: Path | None = None
     observers: tuple[Observer, ...] = ()
     records: list[PassRecord] = field(default_factory=list)
 

@@ -110,6 +110,8 @@ def equalizing_factors(
         if not readers or not all(_takes_factor(reader, node.result, wide) for reader in readers):
             continue
         stats = statistics[node.result]
+        if stats.channel_lo is None or stats.channel_hi is None:
+            continue
         activation = np.maximum(np.maximum(-stats.channel_lo, stats.channel_hi), 1e-12)
         weight = np.max([np.max(np.abs(_weight(reader)), axis=1) for reader in readers], axis=0)
         factor = activation**strength / np.maximum(weight, 1e-12) ** (1 - strength)

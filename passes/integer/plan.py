@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,8 +60,8 @@ class Plan:
             return float(np.min(array, initial=0.0)), float(np.max(array, initial=0.0))
         if (factor := self.folded.get(value)) is not None:
             stats = self.statistics[value]
-            lo, hi = stats.channel_lo / factor, stats.channel_hi / factor
-            return float(lo.min()), float(hi.max())
+            if stats.channel_lo is not None and stats.channel_hi is not None:
+                return float(np.min(stats.channel_lo / factor)), float(np.max(stats.channel_hi / factor))
         key = (value, bits, symmetric_codes)
         if key not in self._ranges:
             method = "minmax" if bits > 8 else self.method
@@ -87,6 +86,3 @@ class Plan:
         """8-bit codes of the argument of a function that is flat or linear enough outside [lo, hi]."""
         low, high = self.range_of(value)
         return asymmetric(max(low, lo), min(high, hi))
-
-
-Demands = Mapping[Value, list[object]]

@@ -20,7 +20,7 @@ from planish.passes.integer.products import MulConversion, positive_factor
 
 @dataclass(frozen=True)
 class MaskedMean:
-    """sum of x * m over tokens / sum of m, for x [B, N, C] and a mask [B, N, 1] of zeros and ones cast from integers."""
+    """sum of x * m / sum of m over tokens, for x [B, N, C] and m [B, N, 1], zeros and ones cast from integers."""
 
     x: Value
     mask: Value  # the integers or bools
