@@ -13,6 +13,10 @@ import onnx_ir as onnx
 from planish.backends.onnx import (
     lower_attention,
     lower_elementwise,
+    lower_int_norm,
+    lower_int_products,
+    lower_int_softmax,
+    lower_integer,
     lower_linalg,
     lower_norm,
     lower_reduce,
@@ -42,6 +46,10 @@ LOWERINGS: dict[type, Lowering] = {
     **lower_linalg.LOWERINGS,
     **lower_attention.LOWERINGS,
     **lower_shape.LOWERINGS,
+    **lower_integer.LOWERINGS,
+    **lower_int_products.LOWERINGS,
+    **lower_int_norm.LOWERINGS,
+    **lower_int_softmax.LOWERINGS,
     Opaque: carry,
 }
 """How each op class is written."""
