@@ -59,12 +59,14 @@ def _conv(call: Call) -> Converted:
         raise Refusal(f"kernel_shape {stated} contradicts the weight's {sizes}")
     strides = call.ints_attr("strides") or (1,) * spatial
     dilations = call.ints_attr("dilations") or (1,) * spatial
-    pads = _pads(call, sizes, strides, dilations)
+    pads = explicit_pads(call, sizes, strides, dilations)
     op = ops.Conv(strides, pads, dilations, call.int_attr("group", 1))
     return apply(op, call.arg(0), call.arg(1), call.get(2))
 
 
-def _pads(call: Call, kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...]) -> tuple[int, ...]:
+def explicit_pads(
+    call: Call, kernel: tuple[int, ...], strides: tuple[int, ...], dilations: tuple[int, ...]
+) -> tuple[int, ...]:
     """Begins, then ends, with auto_pad resolved."""
     mode = call.text_attr("auto_pad", "NOTSET")
     if mode == "NOTSET":

@@ -9,6 +9,7 @@ from planish.frontend import (
     convert_elementwise,
     convert_linalg,
     convert_norm,
+    convert_pool,
     convert_reduce,
     convert_shape,
 )
@@ -19,6 +20,7 @@ CONVERTERS: dict[tuple[str, str], Converter] = {
     **convert_reduce.CONVERTERS,
     **convert_norm.CONVERTERS,
     **convert_linalg.CONVERTERS,
+    **convert_pool.CONVERTERS,
     **convert_attention.CONVERTERS,
     **convert_contrib.CONVERTERS,
     **convert_einsum.CONVERTERS,

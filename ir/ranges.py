@@ -141,6 +141,19 @@ def _clip(node: Node, operands: tuple[Interval, ...]) -> Interval:
     return Interval(min(max(operands[0].lo, lo), hi), min(max(operands[0].hi, lo), hi))
 
 
+def _max_pool(node: Node, operands: tuple[Interval, ...]) -> Interval:
+    """Dilated taps may all fall into the padding, which counts as the lowest number."""
+    op = node.op
+    dilated = isinstance(op, ops.MaxPool) and any(d != 1 for d in op.dilations) and any(op.pads)
+    return Interval(-math.inf, operands[0].hi) if dilated else operands[0]
+
+
+def _average_pool(node: Node, operands: tuple[Interval, ...]) -> Interval:
+    op = node.op
+    zeros = isinstance(op, ops.AveragePool) and op.count_include_pad and any(op.pads)
+    return operands[0].union(Interval(0.0, 0.0)) if zeros else operands[0]
+
+
 def _same(_: Node, operands: tuple[Interval, ...]) -> Interval:
     return operands[0]
 
@@ -182,4 +195,6 @@ _BOUNDS: Mapping[type[Op], Bound] = {
     ops.Cast: lambda _, xs: xs[0],
     ops.Linear: _linear,
     ops.MatMul: _linear,
+    ops.MaxPool: _max_pool,
+    ops.AveragePool: _average_pool,
 }

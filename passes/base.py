@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -22,6 +22,16 @@ from planish.passes.rewrite import Changes, Fuel, Rule, apply_rules
 
 OpaqueEvaluator = Callable[[Node, Sequence[np.ndarray | None]], Sequence[object]]
 Feeds = Mapping[str, np.ndarray]
+
+
+class FeedSource(Protocol):
+    """Sample inputs, as often as asked for, in a fixed order: a list of feeds, or a stream from a file."""
+
+    def __iter__(self) -> Iterator[Feeds]: ...
+
+    def __len__(self) -> int: ...
+
+
 PreparedTaps = Callable[[Feeds], list[np.ndarray]]
 TapEvaluator = Callable[[Graph, Sequence[Value]], PreparedTaps]
 """Prepares a graph to be run for the arrays of some of its values."""
@@ -81,7 +91,7 @@ class Context:
     """
 
     target: str = "ort-cpu"
-    calibration: Sequence[Feeds] | None = None
+    calibration: FeedSource | None = None
     seed: int = 0
     fuel: Fuel | None = None
     fold_bytes: int = 1 << 20
@@ -178,6 +188,18 @@ class Pipeline(Pass):
                     kept.append(Repeat(body.steps[0] if len(body.steps) == 1 else body, step.limit))
             elif step.name not in names:
                 kept.append(step)
+        return Pipeline(*kept)
+
+    def with_options(self, name: str, **options: object) -> Pipeline:
+        """The pipeline with fields of the passes of that name set."""
+        kept: list[Pass] = []
+        for step in self.steps:
+            if isinstance(step, Pipeline):
+                kept.append(step.with_options(name, **options))
+            elif isinstance(step, Repeat):
+                kept.append(replace(step, body=Pipeline(step.body).with_options(name, **options)))
+            else:
+                kept.append(replace(step, **options) if step.name == name else step)
         return Pipeline(*kept)
 
     def run(self, graph: Graph, context: Context) -> Changes:

@@ -14,6 +14,7 @@ from dataclasses import fields
 from planish.ir.errors import UsageError
 from planish.passes.base import Pass, Pipeline, Repeat
 from planish.passes.cleanup import CLEANUP
+from planish.passes.integer import IntegerBoundary, Integerize, SplitProjections
 from planish.passes.raising import OPTIONAL, RAISING
 
 cleanup = Pipeline(*(kind() for kind in CLEANUP))
@@ -22,16 +23,27 @@ cleanup = Pipeline(*(kind() for kind in CLEANUP))
 raising = Pipeline(*(kind() for kind in RAISING))
 """Recognise what exporters spelled out: norms, activations, attention, linears."""
 
+_prepared = Pipeline(Repeat(cleanup), raising, Repeat(cleanup))
+_integer = Pipeline(*_prepared.steps, SplitProjections(), Integerize(), cleanup)
+
 RECIPES: Mapping[str, tuple[str, Pipeline]] = {
     "clean": ("cleanup only: simpler, every op still as the exporter spelled it", Pipeline(Repeat(cleanup))),
     "default": (
         "cleanup, raising to high-level ops, folding of norms and scales; lowered to what the target runs fastest",
-        Pipeline(Repeat(cleanup), raising, Repeat(cleanup)),
+        _prepared,
+    ),
+    "integer": (
+        "default, then the whole model in integers, but for float inputs and outputs (needs --calib)",
+        _integer,
+    ),
+    "integer-only": (
+        "integer, with integer inputs and outputs too; their scales stand in the manifest (needs --calib)",
+        Pipeline(*_integer.steps, IntegerBoundary()),
     ),
 }
 """Named pipelines with a line of explanation. Combine them with "+"."""
 
-PASSES: tuple[type[Pass], ...] = (*CLEANUP, *RAISING, *OPTIONAL)
+PASSES: tuple[type[Pass], ...] = (*CLEANUP, *RAISING, *OPTIONAL, SplitProjections, Integerize, IntegerBoundary)
 """Every pass that a pipeline text may name, in the order in which they are documented."""
 
 

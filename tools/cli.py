@@ -71,6 +71,24 @@ def optimize(
     ] = None,
     shape: _Shape = None,
     calib: _Calib = None,
+    calib_cache: Annotated[
+        Path | None,
+        typer.Option(help="File to keep calibration statistics in, or to read them from.", show_default=False),
+    ] = None,
+    verify_with: Annotated[
+        str | None,
+        typer.Option(help="Other samples to verify on, in any form that --calib takes.", show_default=False),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help='Recipe integer: functions by exact tables ("table", default) or by the paper\'s shifts ("ivit").',
+            show_default=False,
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail (exit 4) if recipe integer has to leave something in float.")
+    ] = False,
     verify: Annotated[bool, typer.Option(help="Compare the artifact with the original.")] = True,
     bench: Annotated[bool, typer.Option(help="Time the artifact against the original.")] = True,
     threads: Annotated[int, typer.Option(help="Threads while timing; 0 takes all cores.")] = 1,
@@ -118,6 +136,7 @@ def optimize(
             missing = "MODEL" if model is None else "--output"
             raise UsageError(f"{missing} is missing", remedy="planish optimize model.onnx --output out/")
         pipeline, shapes = chosen_pipeline(recipe, passes, skip_pass or [])
+        pipeline = _integer_options(pipeline, profile, strict)
         job: dict[str, Any] = {
             "source": model,
             "out": output,
@@ -125,6 +144,8 @@ def optimize(
             "target": target_named(target),
             "shapes": {**shapes, **_shapes(model, shape)},
             "calib": calib,
+            "calib_cache": calib_cache,
+            "verify_with": verify_with,
             "verify": verify,
             "bench": bench or min_speedup is not None,
             "threads": threads,
@@ -143,6 +164,18 @@ def optimize(
         if print_ir_after:
             observers.append(PrintAfter(frozenset(print_ir_after)))
         _run_job({**job, "observers": tuple(observers)}, as_json, time_passes)
+
+
+def _integer_options(pipeline: Any, profile: str | None, strict: bool) -> Any:
+    """The pipeline with --profile and --strict set on its integerize pass."""
+    from planish.ir.errors import UsageError
+
+    if profile is None and not strict:
+        return pipeline
+    if all(step.name != "integerize" for step in pipeline.leaves()):
+        raise UsageError("--profile and --strict are for recipes that integerize", remedy="add --recipe integer")
+    options = {"strict": strict} | ({} if profile is None else {"profile": profile})
+    return pipeline.with_options("integerize", **options)
 
 
 def _run_job(job: dict[str, Any], as_json: bool, time_passes: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import planish
 from planish.backends.onnx.writer import WrittenModel, write
 from planish.backends.ort.evaluate import evaluate_opaque
+from planish.backends.ort.taps import taps
 from planish.backends.targets import TARGETS, Target, target_named
 from planish.frontend import load
 from planish.frontend.calibration import CalibrationSet, InputSpec, open_calibration
@@ -27,12 +28,14 @@ from planish.passes.pipelines import RECIPES, parse_pipeline, recipe
 from planish.passes.rewrite import Fuel
 from planish.tools import manifest as manifests
 from planish.tools.artifact import artifact_folder
+from planish.tools.boundary import Boundary
 from planish.tools.measure import Measurements, measure_models
 from planish.tools.model_stats import ModelStats, bytes_of, graph_ops
 from planish.tools.verify import ROUNDING, Tolerance, Verification, first_divergence, verify
 
 MODEL_FILE = "model.onnx"
 RANDOM_SAMPLES = 3  # feeds drawn for verification when the user gives none
+CALIBRATION_BATCH = 8  # samples per feed of calibration: memory stays small whatever the number of samples
 VERIFY_BATCH = 32  # samples per feed where the batch dimension is symbolic
 
 
@@ -60,6 +63,8 @@ class Job:
 
     source: an ONNX or .pt2 file. out: the artifact folder to make. shapes: input dimensions to bind.
     calib: where sample inputs come from (see `planish.frontend.calibration`), None for none.
+    verify_with: other samples to compare artifact and original on; None takes those of `calib`.
+    calib_cache: file to keep calibration statistics in, or to read them from.
     verify: compare artifact and original; bench: time both. threads: of ONNX Runtime while timing.
     min_speedup: fail (exit code 6) if the artifact isn't that many times faster.
     """
@@ -70,6 +75,8 @@ class Job:
     target: Target = TARGETS["ort-cpu"]
     shapes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
     calib: str | None = None
+    verify_with: str | None = None
+    calib_cache: Path | None = None
     verify: bool = True
     bench: bool = True
     threads: int = 1
@@ -104,19 +111,26 @@ def optimize(
     *,
     shapes: Mapping[str, tuple[int | str, ...]] | None = None,
     target: str = "ort-cpu",
+    calibration: Any = None,
     observers: Sequence[Observer] = (),
     seed: int = 0,
 ) -> Graph:
     """Load a model (or take a graph, which is copied) and run a recipe, a pipeline text or a pass over it.
 
+    calibration: sample inputs for passes that need some: a sequence of feeds (input name -> array), or where to read
+    them from, as `--calib` takes it.
     Raises FrontendError, UsageError, or what the passes raise.
     """
     graph = source.clone()[0] if isinstance(source, Graph) else load(source, shapes=shapes)
     steps = pipeline if isinstance(pipeline, Pass) else resolve_pipeline(pipeline)
+    if isinstance(calibration, str | Path):
+        calibration = open_calibration(str(calibration), input_specs(graph), seed=seed, batch=CALIBRATION_BATCH)
     context = Context(
         target=target_named(target).name,
+        calibration=calibration,
         seed=seed,
         evaluate_opaque=evaluate_opaque,
+        taps=taps,
         observers=(VerifyEach(), *observers),
     )
     Pipeline(steps).run(graph, context)
@@ -145,6 +159,18 @@ def run_job(job: Job, progress: Progress | None = None) -> Outcome:
     return _Run(job, progress or Silent()).run()
 
 
+class _Calibrating(Observer):
+    """Passes the progress of calibration on."""
+
+    def __init__(self, progress: Progress):
+        self.progress = progress
+
+    def progressed(self, stage: str, done: int, total: int) -> None:
+        if done == 1:
+            self.progress.stage(stage)
+        self.progress.advance(done, total)
+
+
 class _Run:
     def __init__(self, job: Job, progress: Progress):
         self.job, self.progress = job, progress
@@ -154,7 +180,9 @@ class _Run:
             seed=job.seed,
             fuel=None if job.fuel is None else Fuel(job.fuel),
             evaluate_opaque=evaluate_opaque,
-            observers=(VerifyEach(), *job.observers),
+            taps=taps,
+            statistics_cache=job.calib_cache,
+            observers=(VerifyEach(), _Calibrating(self.progress), *job.observers),
         )
 
     def run(self) -> Outcome:
@@ -167,7 +195,8 @@ class _Run:
             data = None
             if job.calib is not None:
                 with self._stage("check data"):
-                    data = open_calibration(job.calib, inputs, seed=job.seed, batch=VERIFY_BATCH)
+                    data = open_calibration(job.calib, inputs, seed=job.seed, batch=CALIBRATION_BATCH)
+                self.context.calibration = data
             with self._stage("optimize"):
                 job.pipeline.run(graph, self.context)
             with self._stage("write"):
@@ -192,6 +221,9 @@ class _Run:
     def _checked(self, outcome: Outcome, folder: Path, graph: Graph, inputs: Mapping[str, InputSpec]) -> Outcome:
         job, artifact = self.job, folder / MODEL_FILE
         feeds, reason = outcome.data, ""
+        if job.verify_with is not None:
+            with self._stage("check data"):
+                feeds = open_calibration(job.verify_with, inputs, seed=job.seed, batch=VERIFY_BATCH)
         if feeds is None and (job.verify or job.bench):
             with self._stage("check data"):
                 check_weights(graph)
@@ -318,9 +350,13 @@ def describe(outcome: Outcome, folder: Path, graph: Graph) -> manifests.Manifest
     """The manifest of the artifact in `folder`: everything about it that is reproducible."""
     job = outcome.job
 
+    metadata = graph.extras.get("metadata")
+    codes = Boundary.of(metadata if isinstance(metadata, dict) else {}).codes
+
     def entry(name: str, type_: object) -> manifests.ValueEntry:
         if isinstance(type_, TensorType):
-            return manifests.ValueEntry(name=name, dtype=type_.dtype.name, shape=type_.shape)
+            scale, zero = codes.get(name, (None, None))
+            return manifests.ValueEntry(name=name, dtype=type_.dtype.name, shape=type_.shape, scale=scale, zero=zero)
         return manifests.ValueEntry(name=name, dtype=str(type_), shape=None)
 
     names = getattr(graph.tail.op, "names", ()) if graph.tail is not None else ()

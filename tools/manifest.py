@@ -39,11 +39,16 @@ class FileEntry(_Record):
 
 
 class ValueEntry(_Record):
-    """An input or output of the model; `shape` is None where the rank is unknown."""
+    """An input or output of the model; `shape` is None where the rank is unknown.
+
+    scale, zero: of one that holds codes, real = scale * (integer - zero); None for plain numbers.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...] | None
+    scale: float | None = None
+    zero: int | None = None
 
 
 class PassEntry(_Record):

@@ -15,6 +15,7 @@ import numpy as np
 
 from planish.backends.ort.session import Session, open_session
 from planish.ir.errors import UsageError
+from planish.tools.boundary import Boundary
 from planish.tools.measure_worker import Worker
 
 Verdict = Literal["faster", "equal", "slower"]
@@ -112,9 +113,11 @@ def measure(
     """
 
     def timed(session: Session) -> Callable[[], float]:
+        fed = Boundary.of_session(session).encoded(feeds, session)
+
         def run() -> float:
             start = time.perf_counter()
-            session.run(feeds)
+            session.run(fed)
             return time.perf_counter() - start
 
         return run

@@ -16,6 +16,7 @@ import numpy as np
 
 from planish.backends.ort.session import open_session
 from planish.ir.errors import LoweringError, PlanishError
+from planish.tools.boundary import Boundary
 
 
 class Worker:
@@ -80,6 +81,7 @@ def main() -> None:
     try:
         feeds = _read_feeds(arguments.feeds)
         session = open_session(arguments.model, threads=arguments.threads)
+        feeds = Boundary.of_session(session).encoded(feeds, session)
         session.run(feeds)
         print(json.dumps({"ready": True}), flush=True)
         for line in sys.stdin:

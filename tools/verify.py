@@ -12,6 +12,7 @@ import numpy as np
 
 from planish.backends.ort.session import Session, open_session
 from planish.ir.errors import CalibrationError, FrontendError, LoweringError
+from planish.tools.boundary import Boundary
 from planish.tools.comparison import EXACT, ROUNDING, Difference, Tolerance
 from planish.tools.divergence import Divergence, correspondence, first_divergence
 
@@ -148,6 +149,7 @@ def verify(
     """
     first = _session(original, ORIGINAL, FrontendError, threads)
     second = _session(artifact, ARTIFACT, LoweringError, threads)
+    boundary = Boundary.of_session(second)
     problems = _interface_problems(first, second)
     shared = [info.name for info in first.outputs if info.name in {other.name for other in second.outputs}]
     known = {info.name for info in second.inputs}
@@ -157,7 +159,9 @@ def verify(
     total = len(feeds) if isinstance(feeds, Sized) else 0
     for feed in feeds:
         expected = first.run(feed)
-        found = second.run({name: array for name, array in feed.items() if name in known})
+        fed = {name: array for name, array in feed.items() if name in known}
+        results = second.run(boundary.encoded(fed, second))
+        found = {name: boundary.decoded(name, array) for name, array in results.items()}
         taken = 0
         for name in shared:
             if name in notes:

@@ -109,14 +109,14 @@ def _conv(e: Emitter, node: Node, x: Operands) -> Lowered:
         zero += 128
     total = _patches(e, node, codes, zero)
     if total is None:
-        shape = {"kernel_shape": [int(dim) for dim in kernel.dims[2:]]}
+        taps = tuple(int(dim) for dim in kernel.dims[2:])
         if any(op.pads):  # by hand: the op's own padding is 0, not the zero point
             rank = len(image.dims)
             amounts = [0, 0, *op.pads[: rank - 2], 0, 0, *op.pads[rank - 2 :]]
             codes = e.op("Pad", codes, e.ints(amounts), e.constant(np.asarray(zero, np.uint8), "zero_point"))
         point = e.constant(np.asarray(zero, np.uint8), "zero_point")
-        options = {"strides": op.strides, "dilations": op.dilations, "group": op.group, **shape}
-        total = e.op("ConvInteger", codes, x[1], point, **options)
+        steps = {"strides": op.strides, "dilations": op.dilations, "kernel_shape": taps}
+        total = e.op("ConvInteger", codes, x[1], point, group=op.group, **steps)
     if len(x) < 3 or x[2] is None:
         return total
     spread = e.ints((-1, *(1,) * (len(image.dims) - 2)))

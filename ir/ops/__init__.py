@@ -80,6 +80,8 @@ from planish.ir.ops.norm import RMSNorm as RMSNorm
 from planish.ir.ops.norm import Softmax as Softmax
 from planish.ir.ops.opaque import AttrValue as AttrValue
 from planish.ir.ops.opaque import Opaque as Opaque
+from planish.ir.ops.pool import AveragePool as AveragePool
+from planish.ir.ops.pool import MaxPool as MaxPool
 from planish.ir.ops.quantize import Dequantize as Dequantize
 from planish.ir.ops.quantize import FromCodes as FromCodes
 from planish.ir.ops.quantize import Quantize as Quantize

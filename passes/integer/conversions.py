@@ -10,11 +10,13 @@ from planish.passes.integer.conversion import Conversion
 from planish.passes.integer.movement import CastConversion, GatherConversion, Movement, PadMovement
 from planish.passes.integer.norms import AttentionConversion, NormConversion, SoftmaxConversion
 from planish.passes.integer.pointwise import (
+    FUNCTIONS,
     AddConversion,
     ArgMaxConversion,
     ClipConversion,
     GeluConversion,
     MeanConversion,
+    ShiftConversion,
     TableConversion,
 )
 from planish.passes.integer.pooling import DivConversion
@@ -32,11 +34,8 @@ CONVERSIONS: Mapping[type[Op], Conversion] = {
     ops.Attention: AttentionConversion(),
     ops.Gelu: GeluConversion(),
     **dict.fromkeys((ops.Relu, ops.Clip), ClipConversion()),
-    **dict.fromkeys(
-        (ops.Abs, ops.Neg, ops.Sqrt, ops.Reciprocal, ops.Exp, ops.Log, ops.Erf, ops.Sin, ops.Cos, ops.Tanh)
-        + (ops.Sigmoid, ops.Softplus, ops.Swish, ops.HardSwish, ops.HardSigmoid, ops.LeakyRelu, ops.Elu),
-        TableConversion(),
-    ),
+    **dict.fromkeys(FUNCTIONS, TableConversion()),
+    ops.Sub: ShiftConversion(),
     **dict.fromkeys((ops.ReduceMean, ops.ReduceSum), MeanConversion()),
     ops.ArgMax: ArgMaxConversion(),
     ops.Cast: CastConversion(),
@@ -44,7 +43,7 @@ CONVERSIONS: Mapping[type[Op], Conversion] = {
     ops.Pad: PadMovement(),
     **dict.fromkeys(
         (ops.Reshape, ops.DynamicReshape, ops.Transpose, ops.Squeeze, ops.Unsqueeze, ops.Expand, ops.Tile)
-        + (ops.Identity, ops.Slice, ops.Split, ops.Concat, ops.Where),
+        + (ops.Identity, ops.Slice, ops.Split, ops.Concat, ops.Where, ops.MaxPool),
         Movement(),
     ),
 }

@@ -68,8 +68,15 @@ class Plan:
             self._ranges[key] = value_range(self.statistics[value], method, bits, symmetric_codes)
         return self._ranges[key]
 
+    def is_byte(self, value: Value) -> bool:
+        """True for a cast of unsigned bytes: its codes are the bytes themselves."""
+        node = value.node
+        return node is not None and isinstance(node.op, ops.Cast) and node.inputs[0].tensor.dtype == dtypes.u8
+
     def operand(self, value: Value) -> Spec:
         """8-bit codes of the left operand of a product."""
+        if self.is_byte(value):
+            return Spec(dtypes.u8, 1.0)
         if self.profile == "ivit":
             return centred_unsigned(*self.range_of(value, 8, True))
         return asymmetric(*self.range_of(value))

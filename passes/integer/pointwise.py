@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from planish.ir import dtypes, fixedpoint, ops
 from planish.ir.data import Data
 from planish.ir.graph import Node, Value
-from planish.ir.op import Op
+from planish.ir.op import Op, constant
 from planish.ir.types import TensorType
 from planish.passes.integer.conversion import Conversion, Operand, Want
 from planish.passes.integer.forms import SUM, Form, Spec, symmetric
@@ -27,33 +28,105 @@ _LINEAR_FROM: Mapping[type[Op], tuple[float, float]] = {
 }
 """Outside these bounds a function is constant, to more than 8 bits: codes aren't spent there."""
 
+_EVERYWHERE = (-np.inf, np.inf)
+
+Function = Callable[[np.ndarray], np.ndarray]
+
+FUNCTIONS = (ops.Abs, ops.Neg, ops.Sqrt, ops.Reciprocal, ops.Exp, ops.Log, ops.Erf, ops.Sin, ops.Cos, ops.Tanh,
+             ops.Sigmoid, ops.Softplus, ops.Swish, ops.HardSwish, ops.HardSigmoid, ops.LeakyRelu, ops.Elu)  # fmt: skip
+SCALED = (ops.Add, ops.Sub, ops.Mul, ops.Div)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Pointwise ops one after the other, as one function of the number that the first reads."""
+
+    root: Value
+    function: Function
+    length: int
+
+    @staticmethod
+    def of(node: Node) -> Chain:
+        """The longest chain that ends in `node`: every value in between is read by the next op only."""
+        root, function = _step(node)
+        length = 1
+        while root.node is not None and len(root.uses) == 1 and _in_chain(root.node):
+            above, inner = _step(root.node)
+            root, function, length = above, _after(function, inner), length + 1
+        return Chain(root, function, length)
+
+
+def _after(outer: Function, inner: Function) -> Function:
+    return lambda x: outer(inner(x))
+
+
+def _step(node: Node) -> tuple[Value, Function]:
+    """The operand of a pointwise op that isn't constant, and the op as a function of it."""
+    if len(node.inputs) == 1:
+        return node.inputs[0], lambda x: np.asarray(node.op.evaluate(x))
+    index = 0 if _scalar(node.inputs[1]) is not None else 1
+    number = _scalar(node.inputs[1 - index])
+    if index == 0:
+        return node.inputs[0], lambda x: np.asarray(node.op.evaluate(x, np.asarray(number)))
+    return node.inputs[1], lambda x: np.asarray(node.op.evaluate(np.asarray(number), x))
+
+
+def _in_chain(node: Node) -> bool:
+    return isinstance(node.op, FUNCTIONS) or (isinstance(node.op, SCALED) and is_scalar_op(node))
+
+
+def is_scalar_op(node: Node) -> bool:
+    """True for a binary op of one number and a tensor of the result's shape."""
+    numbers = [_scalar(v) is not None for v in node.inputs]
+    return numbers in ([True, False], [False, True])
+
+
+def _scalar(value: Value) -> float | None:
+    data = constant(value)
+    return float(data.numpy().item()) if data is not None and data.size == 1 and data.type.dtype.is_float else None
+
 
 class TableConversion(Conversion):
-    """Pointwise function -> IntTable, exact for every code of its 8-bit argument."""
+    """Pointwise function, or a chain of them -> IntTable, exact for every code of its 8-bit argument."""
 
     each = True
 
     def wants(self, node: Node, forms: Sequence[Form], plan: Plan) -> Iterable[Want]:
-        return [(0, self._input(node, plan))]
+        return []
+
+    def also_wants(self, node: Node, plan: Plan) -> list[tuple[Value, Form]]:
+        chain = Chain.of(node)
+        return [(chain.root, self._input(node, chain, plan))]
 
     def build(self, node: Node, form: Form, operand: Operand, plan: Plan) -> Value:
         assert isinstance(form, Spec)
-        spec = self._input(node, plan)
+        chain = Chain.of(node)
+        spec = self._input(node, chain, plan)
         source, target = (spec.dtype, spec.scale, spec.zero), (form.dtype, form.scale, form.zero)
-        table = fixedpoint.code_table(lambda x: np.asarray(node.op.evaluate(x)), source, target)
-        result: Value = ops.IntTable(form.scale, form.zero, form.dtype)(operand(0, spec), Data(table))
+        table = fixedpoint.code_table(chain.function, source, target)
+        result: Value = ops.IntTable(form.scale, form.zero, form.dtype)(operand(chain.root, spec), Data(table))
         return result
 
-    def _input(self, node: Node, plan: Plan) -> Spec:
-        lo, hi = _LINEAR_FROM.get(type(node.op), (-np.inf, np.inf))
-        return plan.table_input(node.inputs[0], lo, hi)
+    def _input(self, node: Node, chain: Chain, plan: Plan) -> Spec:
+        if plan.is_byte(chain.root):
+            return Spec(dtypes.u8, 1.0)
+        lo, hi = _LINEAR_FROM.get(type(node.op), (-np.inf, np.inf)) if chain.length == 1 else (-np.inf, np.inf)
+        return plan.table_input(chain.root, lo, hi)
+
+
+class ShiftConversion(TableConversion):
+    """Sub of a number (or from one) -> IntTable, with the functions before it."""
+
+    def refuses(self, node: Node, plan: Plan) -> str:
+        return "" if is_scalar_op(node) else "it subtracts two tensors"
 
 
 class GeluConversion(TableConversion):
     """Gelu -> IntTable, or ShiftGelu in the profile `ivit`."""
 
-    def wants(self, node: Node, forms: Sequence[Form], plan: Plan) -> Iterable[Want]:
-        return [(0, _shift_input(node, plan))] if plan.profile == "ivit" else super().wants(node, forms, plan)
+    def also_wants(self, node: Node, plan: Plan) -> list[tuple[Value, Form]]:
+        published = plan.profile == "ivit"
+        return [(node.inputs[0], _shift_input(node, plan))] if published else super().also_wants(node, plan)
 
     def build(self, node: Node, form: Form, operand: Operand, plan: Plan) -> Value:
         if plan.profile != "ivit":
@@ -74,11 +147,24 @@ class ClipConversion(TableConversion):
     def wants(self, node: Node, forms: Sequence[Form], plan: Plan) -> Iterable[Want]:
         wanted: list[Want] = []
         for form in forms:
-            wanted.append((0, form if self._is_saturation(node, form) else self._input(node, plan)))
+            if self._is_saturation(node, form):
+                wanted.append((0, form))
+            else:
+                wanted.append((0, plan.table_input(node.inputs[0], *_LINEAR_FROM.get(type(node.op), _EVERYWHERE))))
         return wanted
 
+    def also_wants(self, node: Node, plan: Plan) -> list[tuple[Value, Form]]:
+        return []
+
     def build(self, node: Node, form: Form, operand: Operand, plan: Plan) -> Value:
-        return operand(0, form) if self._is_saturation(node, form) else super().build(node, form, operand, plan)
+        assert isinstance(form, Spec)
+        if self._is_saturation(node, form):
+            return operand(0, form)
+        spec = plan.table_input(node.inputs[0], *_LINEAR_FROM.get(type(node.op), _EVERYWHERE))
+        source, target = (spec.dtype, spec.scale, spec.zero), (form.dtype, form.scale, form.zero)
+        table = fixedpoint.code_table(_step(node)[1], source, target)
+        result: Value = ops.IntTable(form.scale, form.zero, form.dtype)(operand(0, spec), Data(table))
+        return result
 
     def _is_saturation(self, node: Node, form: Form) -> bool:
         """True if every number with a code lies in the bounds, to half a code: then saturating is clipping."""
@@ -149,6 +235,3 @@ class ArgMaxConversion(Conversion):
         codes = ops.Cast(dtypes.i32)(ops.ToCodes()(operand(0, plan.stream(node.inputs[0]))))
         result: Value = node.op(codes)
         return result
-
-
-Function = Callable[[np.ndarray], np.ndarray]

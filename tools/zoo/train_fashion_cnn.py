@@ -70,8 +70,7 @@ class FashionCNN(nn.Module):
     def __init__(self, classes: int = 10):
         super().__init__()
         self.features = nn.Sequential(
-            ConvNorm(1, 16, 3, nn.ReLU6()),
-            InvertedResidual(16, 24, 3, 2, late=False),
+            ConvNorm(1, 24, 3, nn.ReLU6(), 2),
             InvertedResidual(24, 24, 3, 1, late=False),
             InvertedResidual(24, 40, 4, 2, late=True),
             InvertedResidual(40, 40, 3, 1, late=True),
@@ -101,9 +100,11 @@ def train(data: Path, out: Path, epochs: int, seed: int) -> nn.Module:
     batch = 128
     steps = epochs * (len(images) // batch)
     optimizer = torch.optim.AdamW(groups, lr=4e-3)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / 400) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-    )
+
+    def rate(step: int) -> float:
+        return min(1.0, (step + 1) / 400) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     start = time.time()
     for epoch in range(epochs):
         model.train()
@@ -135,7 +136,6 @@ def export(model: nn.Module, out: Path) -> None:
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         external_data=False,
-        optimize=False,
     )
     if program is None:
         raise RuntimeError("the exporter returned no program")
@@ -146,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the four gzipped idx files")
     parser.add_argument("--out", type=Path, required=True, help="folder to write model.onnx and weights.pt to")
-    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
