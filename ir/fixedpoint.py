@@ -20,40 +20,40 @@ MAX_SHIFT = 62  # of a product of 31 by 31 bits; what would be shifted further i
 
 @dataclass(frozen=True, slots=True)
 class Dyadic:
-    """A positive real factor as multiplier / 2**shift, one or one per channel (int64 arrays of equal shape)."""
+    """A positive real factor as multiplier / 2**shift, or one per channel (int64 array) with a shift in common."""
 
     multiplier: np.ndarray
-    shift: np.ndarray
+    shift: int
 
     @property
     def is_one(self) -> bool:
         """True if multiplying changes nothing, exactly."""
-        return bool(np.all(self.multiplier == np.int64(1) << self.shift))
+        return bool(np.all(self.multiplier == 1 << self.shift))
 
     def reshape(self, *shape: int) -> Dyadic:
-        return Dyadic(self.multiplier.reshape(shape), self.shift.reshape(shape))
+        return Dyadic(self.multiplier.reshape(shape), self.shift)
 
     def times(self, q: np.ndarray) -> np.ndarray:
         """round(q * factor) as int64, half up: (q * multiplier + 2**(shift - 1)) >> shift, for |q| <= 2**31."""
-        product = q.astype(np.int64) * self.multiplier
-        return np.asarray((product + (np.int64(1) << (self.shift - 1))) >> self.shift)
+        return np.asarray((q.astype(np.int64) * self.multiplier + (1 << (self.shift - 1))) >> self.shift)
 
 
 def dyadic(ratio: float | Sequence[float] | np.ndarray) -> Dyadic:
-    """The nearest multiplier of 31 bits and its shift, for positive real factors (Jacob et al. 2018, section 2.2).
+    """Multipliers of at most 31 bits and their shift, for positive real factors (Jacob et al. 2018, section 2.2).
 
-    Factors below 2**-32 become zero. Raises VerifyError for a factor that isn't in (0, 2**30).
+    The largest factor gets all 31 bits, and the others the same shift: what they lose is as little, on the scale of
+    the result, as what the largest loses. Factors below 2**-32 become zero.
+    Raises VerifyError for a factor that isn't in (0, 2**30).
     """
     factors = np.asarray(ratio, np.float64)
     if not np.all(np.isfinite(factors) & (factors > 0) & (factors < 2.0 ** (MULTIPLIER_BITS - 1))):
         raise VerifyError(f"a ratio of scales is outside (0, 2**{MULTIPLIER_BITS - 1})", remedy="check the scales")
-    fraction, exponent = np.frexp(factors)
-    multiplier = np.floor(fraction * 2.0**MULTIPLIER_BITS + 0.5).astype(np.int64)
-    full = multiplier == 1 << MULTIPLIER_BITS
-    multiplier = np.where(full, multiplier >> 1, multiplier)
-    shift = MULTIPLIER_BITS - (exponent.astype(np.int64) + full)
-    lost = shift > MAX_SHIFT
-    return Dyadic(np.where(lost, 0, multiplier), np.where(lost, 1, shift))
+    exponent = int(np.frexp(np.max(factors))[1])
+    shift = MULTIPLIER_BITS - exponent
+    if np.floor(np.ldexp(np.max(factors), shift) + 0.5) == 2.0**MULTIPLIER_BITS:
+        shift -= 1  # it rounds up to a power of two
+    shift = min(shift, MAX_SHIFT)
+    return Dyadic(np.floor(np.ldexp(factors, shift) + 0.5).astype(np.int64), shift)
 
 
 def saturate(q: np.ndarray, dtype: DType) -> np.ndarray:

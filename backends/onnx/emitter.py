@@ -122,6 +122,7 @@ class Emitter:
     def lower(self, node: Node, wishes: Sequence[str]) -> None:
         """Lower a node of the graph; its results are named after `wishes`, uniquely unless reserved by the caller."""
         self._loc = node.loc
+        first = len(self.nodes)
         if isinstance(node.op, Const):
             self.values[node.result] = self._initializer(node.op.data, wishes[0])
             return
@@ -129,6 +130,10 @@ class Emitter:
             self.values[result] = value
             if value.name is None:
                 value.name = wish
+        results = {id(value.producer()) for value in (self.values[result] for result in node.results)}
+        for inner in self.nodes[first:]:
+            if id(inner) not in results:
+                inner.metadata_props.clear()  # provenance stands where the op's result is made
         for value in self._unnamed:
             if value.name is None:
                 producer = value.producer()

@@ -43,15 +43,11 @@ def centred(e: Emitter, x: onnx.Value | None, type_: TensorType, to: DType = dty
     return wide
 
 
-def shift_right(e: Emitter, x: onnx.Value, shift: np.ndarray | int, add: np.ndarray | int = 0) -> onnx.Value:
+def shift_right(e: Emitter, x: onnx.Value, shift: int, add: int = 0) -> onnx.Value:
     """(x + 2**(shift - 1)) >> shift + add for int64 x of magnitude at most 2**62: rounding half up."""
-    amount = np.asarray(shift, np.int64)
-    half = (np.int64(1) << (amount - 1)) + (np.int64(1) << _OFFSET)
-    lifted = cast(e, e.op("Add", x, i64(e, half)), dtypes.u64)
-    shifted = cast(
-        e, e.op("BitShift", lifted, e.constant(amount.astype(np.uint64), "shift"), direction="RIGHT"), dtypes.i64
-    )
-    return e.op("Sub", shifted, i64(e, (np.int64(1) << (_OFFSET - amount)) - np.asarray(add, np.int64)))
+    lifted = cast(e, e.op("Add", x, i64(e, (1 << (shift - 1)) + (1 << _OFFSET))), dtypes.u64)
+    shifted = e.op("BitShift", lifted, e.constant(np.asarray(shift, np.uint64), "shift"), direction="RIGHT")
+    return e.op("Sub", cast(e, shifted, dtypes.i64), i64(e, (1 << (_OFFSET - shift)) - add))
 
 
 def rescaled(e: Emitter, x: onnx.Value | None, type_: TensorType, factor: Dyadic, add: int = 0) -> onnx.Value:
@@ -59,7 +55,8 @@ def rescaled(e: Emitter, x: onnx.Value | None, type_: TensorType, factor: Dyadic
     q = centred(e, x, type_)
     if factor.is_one:
         return e.op("Add", q, i64(e, add)) if add else q
-    return shift_right(e, e.op("Mul", q, i64(e, factor.multiplier)), factor.shift, add)
+    multiplier = e.constant(factor.multiplier.astype(np.int32), "multiplier")  # half as large in the file
+    return shift_right(e, e.op("Mul", q, cast(e, multiplier, dtypes.i64)), factor.shift, add)
 
 
 def saturated(e: Emitter, x: onnx.Value, to: DType) -> onnx.Value:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -18,18 +19,20 @@ def collect(graph: Graph, context: Context, requests: Sequence[Request]) -> Stat
 
     Uses `context.taps` to run the graph, or numpy if there is none; tells observers of each feed. With
     `context.statistics_cache`, statistics are read from there, or written there.
-    Raises CalibrationError for NaN or infinity in a value, naming the node.
+    A value that is requested twice is kept once, by channel if one of the requests says so.
+    Raises CalibrationError for NaN or infinity in a value, naming the node, and if there is no data.
     """
     feeds = context.calibration
-    if feeds is None:
+    if feeds is None or len(feeds) == 0:
         raise CalibrationError("there is no calibration data", remedy="give some with --calib")
-    cache, digest = context.statistics_cache, _digest(feeds)
+    cache = context.statistics_cache
+    digest = _digest(feeds) if cache is not None else ""
     if cache is not None and cache.exists():
         return Statistics.load(cache, graph, digest, requests)
     found = {request.value: ValueStatistics() for request in requests}
     values = list(found)
     run: PreparedTaps = context.taps(graph, values) if context.taps is not None else _numpy_taps(graph, values)
-    axes = {request.value: request.channel_axis for request in requests}
+    axes = {request.value: request.channel_axis for request in sorted(requests, key=_by_channel)}
     for index, feed in enumerate(feeds):
         for value, array in zip(values, run(feed), strict=True):
             if array.size:
@@ -69,6 +72,19 @@ def _numpy_taps(graph: Graph, values: Sequence[Value]) -> PreparedTaps:
     return run
 
 
-def _digest(feeds: object) -> str:
+def _by_channel(request: Request) -> bool:
+    return request.channel_axis is not None
+
+
+def _digest(feeds: Iterable[Feeds]) -> str:
+    """What the data set says of itself, or a hash of all its arrays."""
     digest = getattr(feeds, "digest", None)
-    return str(digest()) if callable(digest) else ""
+    if callable(digest):
+        return str(digest())
+    sha = hashlib.sha256()
+    for feed in feeds:
+        for name in sorted(feed):
+            array = np.ascontiguousarray(feed[name])
+            sha.update(f"{name} {array.dtype} {array.shape}\n".encode())
+            sha.update(array.tobytes())
+    return sha.hexdigest()

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from planish.ir.errors import CalibrationError
+from planish.ir.errors import CalibrationError, UsageError
 from planish.ir.graph import Graph, Value
 from planish.ir.op import Const
 from planish.ir.text import print_graph
 from planish.passes.calibration.histogram import Histogram
 
 _DECAY = 0.95  # of the moving averages of extremes, as I-ViT's
+_DAMAGE = (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error, tokenize.TokenError)
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the time that zip entries carry, so that equal statistics are equal files
 
 
@@ -110,18 +113,26 @@ class Statistics(Mapping[Value, ValueStatistics]):
         return len(self._by_value)
 
     def save(self, path: Path, graph: Graph, data_digest: str) -> None:
-        """Write an .npz whose bytes depend on the contents only. `graph` is the one that was observed."""
+        """Write an .npz whose bytes depend on the contents only. `graph` is the one that was observed.
+
+        Raises UsageError if the file can't be written.
+        """
         names = {value: name for name, value in _named(graph)}
         entries = {"key": np.frombuffer(_key(graph, data_digest).encode(), np.uint8)}
         for value, stats in self._by_value.items():
             entries |= {f"{names[value]}/{part}": array for part, array in stats.arrays().items()}
         partial = path.with_name(path.name + ".partial")
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, array in sorted(entries.items()):
-                buffer = io.BytesIO()
-                np.lib.format.write_array(buffer, array, allow_pickle=False)
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy", _EPOCH), buffer.getvalue(), zipfile.ZIP_DEFLATED)
-        partial.replace(path)
+        try:
+            _write(partial, entries)
+            partial.replace(path)
+        except OSError as error:
+            raise UsageError(
+                f"can't write calibration statistics: {error.strerror}",
+                where=str(path),
+                remedy="name a file in a folder that exists and can be written",
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     @staticmethod
     def load(path: Path, graph: Graph, data_digest: str, requests: Sequence[Request]) -> Statistics:
@@ -130,7 +141,7 @@ class Statistics(Mapping[Value, ValueStatistics]):
         try:
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise CalibrationError(
                 f"can't read calibration statistics: {error}", where=str(path), remedy=remedy
             ) from error
@@ -144,9 +155,21 @@ class Statistics(Mapping[Value, ValueStatistics]):
             place, _, part = name.rpartition("/")
             parts.setdefault(place, {})[part] = array
         found = {v: ValueStatistics.of_arrays(parts[name]) for name, v in _named(graph) if name in parts}
-        if any(request.value not in found for request in requests):
+        if not all(_answers(found.get(request.value), request) for request in requests):
             raise CalibrationError("the statistics lack values of this recipe", where=str(path), remedy=remedy)
         return Statistics(found)
+
+
+def _answers(stats: ValueStatistics | None, request: Request) -> bool:
+    return stats is not None and (request.channel_axis is None or stats.channel_lo is not None)
+
+
+def _write(path: Path, entries: Mapping[str, np.ndarray]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in sorted(entries.items()):
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, array, allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", _EPOCH), buffer.getvalue(), zipfile.ZIP_DEFLATED)
 
 
 def _named(graph: Graph) -> Iterator[tuple[str, Value]]:
