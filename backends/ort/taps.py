@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from planish.backends.onnx.dialect import STANDARD, Spellings
+from planish.backends.onnx.dialect import ORT_CPU, Spellings
 from planish.backends.onnx.writer import write
 from planish.backends.ort.session import open_session
 from planish.ir.errors import LoweringError
@@ -17,7 +17,7 @@ from planish.ir.op import Return
 
 
 def taps(
-    graph: Graph, values: Sequence[Value], *, spellings: Spellings = STANDARD, optimize: bool = True, threads: int = 0
+    graph: Graph, values: Sequence[Value], *, spellings: Spellings = ORT_CPU, optimize: bool = True, threads: int = 0
 ) -> Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]:
     """A function from feeds to the arrays of `values`, computed by ONNX Runtime in one session; `graph` stays as it is.
 

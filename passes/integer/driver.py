@@ -27,7 +27,7 @@ class Driver:
     def __init__(self, graph: Graph, plan: Plan, conversions: Mapping[type[Op], Conversion], kept: frozenset[str]):
         self.graph, self.plan, self.kept = graph, plan, kept
         self.islands: list[tuple[Node, str]] = []
-        self.converted = 0
+        self.converted = self.widened = 0
         self._conversions = conversions
         self._chosen: dict[Node, Conversion] = {}
         self._reasons: dict[Node, str] = {}
@@ -143,6 +143,7 @@ class Driver:
         else:
             self._from_widest(node, conversion)
         self.converted += 1
+        self.widened += isinstance(node.op, ops.Linear) and self.plan.is_wide(node)
 
     def _from_sum(self, node: Node, conversion: Conversion) -> None:
         forms = self._demands.get(node.result, {})
@@ -161,14 +162,15 @@ class Driver:
         widest: dict[Value, Value] = {}
         for spec in specs:
             wanted = [v for v in node.results if spec in self._demands.get(v, {})]
-            if conversion.each or not all(v in widest for v in wanted):
+            if conversion.each or spec.evened or not all(v in widest for v in wanted):
                 results = self._build(node, conversion, spec)
             else:
                 results = [coded(widest[v], spec) if v in widest else v for v in node.results]
             for value, result in zip(node.results, results, strict=True):
                 if value in wanted:
                     self._keep(node, value, spec, result)
-                    widest.setdefault(value, self._built[value, spec])
+                    if not spec.evened:
+                        widest.setdefault(value, self._built[value, spec])
         for value in node.results:
             for form in self._demands.get(value, {}):
                 if form is SUM:

@@ -17,11 +17,15 @@ _LEAST = 1e-30  # of a scale: a value that is always zero needs some
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """Codes of one scale and zero point."""
+    """Codes of one scale and zero point.
+
+    evened: of a norm's result divided by factors per channel, which the weights of the reader make up for.
+    """
 
     dtype: DType
     scale: float
     zero: int = 0
+    evened: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", float(self.scale))  # numpy numbers print differently

@@ -29,7 +29,8 @@ class Integerize(Pass):
 
     profile: "table" takes every function from exact 256-entry tables; "ivit" approximates by I-ViT's shifts.
     calibration: how ranges are found: "minmax", "ema", "percentile:P", "mse", "entropy".
-    wide: names of products whose activations get 16 bits instead of 8. keep: names of nodes that stay in float.
+    wide: names of products whose activations get 16 bits instead of 8. wide_below: so do those that 8-bit codes would
+    bring below this signal-to-noise ratio (dB; profile "table"). keep: names of nodes that stay in float.
     equalize: how far channels of norms are evened out between activations and weights, 0 to 1.
     correct_bias: take what rounded weights make of mean activations off the biases.
     strict: raise UnsupportedOp (exit code 4) if something can't be rewritten, instead of leaving it in float.
@@ -41,6 +42,7 @@ class Integerize(Pass):
     profile: str = "table"
     calibration: str = "mse"
     wide: tuple[str, ...] = ()
+    wide_below: float = 26.0
     keep: tuple[str, ...] = ()
     equalize: float = 0.5
     correct_bias: bool = True
@@ -54,12 +56,14 @@ class Integerize(Pass):
         if self.profile == "ivit":
             spell_out_attention(graph)  # its logits have calibrated codes, so they have to be observed
         statistics = collect(graph, context, requests_of(graph))
-        plan = Plan(statistics, self.profile, self.calibration, frozenset(self.wide), self.correct_bias)
-        if self.equalize and self.profile == "table":
+        faithful = self.profile == "ivit"
+        floor = 0.0 if faithful else self.wide_below
+        plan = Plan(statistics, self.profile, self.calibration, frozenset(self.wide), floor, self.correct_bias)
+        if self.equalize and not faithful:
             plan.folded.update(equalizing_factors(graph, statistics, self.equalize, plan.wide))
         driver = Driver(graph, plan, CONVERSIONS, frozenset(self.keep))
         driver.run()
-        changes.rewrites = Counter({self.name: driver.converted})
+        changes.rewrites = Counter({self.name: driver.converted, "16-bit activations": driver.widened})
         changes.skipped += [(str(node.loc), reason) for node, reason in driver.islands]
         if self.strict and driver.islands:
             node, reason = driver.islands[0]
@@ -99,15 +103,15 @@ def requests_of(graph: Graph) -> list[Request]:
 def equalizing_factors(
     graph: Graph, statistics: Statistics, strength: float, wide: frozenset[str]
 ) -> dict[Value, np.ndarray]:
-    """Factors per channel that norms give up and the linear layers after them take over, where nothing else reads.
+    """Factors per channel that norms give up, and the linear layers that read them take over.
 
     factor = (largest activation)**strength / (largest weight)**(1 - strength), as SmoothQuant; its mean is 1. A norm's
     requantization has a multiplier per channel anyway, so this costs nothing (RepQ-ViT).
     """
     found: dict[Value, np.ndarray] = {}
     for node in graph.nodes(ops.LayerNorm, ops.RMSNorm):
-        readers = node.result.users
-        if not readers or not all(_takes_factor(reader, node.result, wide) for reader in readers):
+        readers = [reader for reader in node.result.users if _takes_factor(reader, node.result, wide)]
+        if not readers:
             continue
         stats = statistics[node.result]
         if stats.channel_lo is None or stats.channel_hi is None:

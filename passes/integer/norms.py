@@ -36,7 +36,8 @@ class NormConversion(Conversion):
         assert isinstance(form, Spec)
         x = operand(0, plan.stream(node.inputs[0]))
         channels = int(x.tensor.dims[-1])
-        gamma, beta = (_vector(node, i, plan, channels) for i in (1, 2))
+        factor = plan.folded.get(node.result) if form.evened else None
+        gamma, beta = (_vector(node, i, factor) for i in (1, 2))
         published = plan.profile == "ivit" and isinstance(node.op, ops.LayerNorm)
         unit = math.sqrt(channels) / 2.0**30 if published else 2.0**-NORM_BITS
         codes, step = norm_weight(np.ones(channels) if gamma is None else gamma, form.scale, unit)
@@ -60,10 +61,9 @@ def norm_weight(gamma: np.ndarray, scale: float, unit: float) -> tuple[Data, flo
     return Data(fixedpoint.quantized(gamma, dtypes.i32, step), Quant((step,))), step
 
 
-def _vector(node: Node, index: int, plan: Plan, channels: int) -> np.ndarray | None:
+def _vector(node: Node, index: int, factor: np.ndarray | None) -> np.ndarray | None:
     """gamma or beta, less the factor per channel that the readers of the norm take over."""
     data = constant(node.operands[index]) if len(node.operands) > index else None
-    factor = plan.folded.get(node.result)
     if data is None:
         return None if factor is None or index == 2 else 1 / factor
     array = data.numpy().astype(np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,14 +41,16 @@ class Plan:
     """Choices of codes, from calibration statistics and options.
 
     profile: "table" or "ivit". method: how ranges are found (see `value_range`).
-    wide: keys of products that get 16-bit activations. folded: factor per channel (last axis) by which a norm's
-    output is smaller, and its readers' weights are larger, than in the float model.
+    wide: keys of products that get 16-bit activations. wide_below: signal-to-noise ratio in dB that 8-bit codes of an
+    activation have to reach, or it gets 16 bits. folded: factor per channel (last axis) by which a norm's
+    output is smaller for linear layers, and their weights are larger, than in the float model.
     """
 
     statistics: Statistics
     profile: str = "table"
     method: str = "mse"
     wide: frozenset[str] = frozenset()
+    wide_below: float = 0.0
     correct_bias: bool = True
     folded: dict[Value, np.ndarray] = field(default_factory=dict)
     _ranges: dict[tuple[Value, int, bool], tuple[float, float]] = field(default_factory=dict)
@@ -58,10 +61,6 @@ class Plan:
         if (data := constant(value)) is not None:
             array = data.numpy()
             return float(np.min(array, initial=0.0)), float(np.max(array, initial=0.0))
-        if (factor := self.folded.get(value)) is not None:
-            stats = self.statistics[value]
-            if stats.channel_lo is not None and stats.channel_hi is not None:
-                return float(np.min(stats.channel_lo / factor)), float(np.max(stats.channel_hi / factor))
         key = (value, bits, symmetric_codes)
         if key not in self._ranges:
             method = "minmax" if bits > 8 else self.method
@@ -73,6 +72,17 @@ class Plan:
         node = value.node
         return node is not None and isinstance(node.op, ops.Cast) and node.inputs[0].tensor.dtype == dtypes.u8
 
+    def evened(self, value: Value) -> Spec | None:
+        """8-bit codes of a norm's result for a linear layer, less the factors per channel; None if there are none."""
+        factor = self.folded.get(value)
+        if factor is None:
+            return None
+        stats = self.statistics[value]
+        if stats.channel_lo is None or stats.channel_hi is None:
+            return None
+        plain = asymmetric(float(np.min(stats.channel_lo / factor)), float(np.max(stats.channel_hi / factor)))
+        return Spec(plain.dtype, plain.scale, plain.zero, evened=True)
+
     def operand(self, value: Value) -> Spec:
         """8-bit codes of the left operand of a product."""
         if self.is_byte(value):
@@ -80,6 +90,25 @@ class Plan:
         if self.profile == "ivit":
             return centred_unsigned(*self.range_of(value, 8, True))
         return asymmetric(*self.range_of(value))
+
+    def is_wide(self, node: Node) -> bool:
+        """True if the product's activations get 16 bits: by name, or because 8 would be too noisy."""
+        if key_of(node) in self.wide:
+            return True
+        x = node.inputs[0]
+        return self.evened(x) is None and not self.is_byte(x) and self.sqnr(x, self.operand(x)) < self.wide_below
+
+    def sqnr(self, value: Value, spec: Spec) -> float:
+        """Expected signal-to-noise ratio of a value in codes, dB, over the calibration histogram."""
+        value = source_of(value)
+        if value not in self.statistics:
+            return math.inf
+        histogram = self.statistics[value].histogram
+        x, weight = histogram.centres, histogram.counts.astype(np.float64)
+        step = np.minimum(spec.scale**2 / 12, x**2)  # a number below half a step becomes 0
+        error = np.where((x >= spec.lo) & (x <= spec.hi), step, (x - np.clip(x, spec.lo, spec.hi)) ** 2)
+        noise, signal = float(weight @ error), float(weight @ x**2)
+        return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
 
     def right(self, value: Value) -> Spec:
         """8-bit codes of a right operand that isn't constant."""

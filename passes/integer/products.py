@@ -13,7 +13,7 @@ from planish.ir.op import constant
 from planish.ir.types import Quant
 from planish.passes.integer.conversion import Conversion, Operand, Want
 from planish.passes.integer.forms import SUM, Form, Spec, column_scales, operand_bits, symmetric
-from planish.passes.integer.plan import Plan, key_of
+from planish.passes.integer.plan import Plan
 
 _BIAS_ROOM = 2.0**30  # codes that a bias may take of the 2**31 of a sum
 
@@ -46,8 +46,8 @@ class LinearConversion(Conversion):
 
     def _input(self, node: Node, plan: Plan) -> Spec:
         x = node.inputs[0]
-        if key_of(node) not in plan.wide:
-            return plan.operand(x)
+        if not plan.is_wide(node):
+            return plan.evened(x) or plan.operand(x)
         w = self._weight(node, plan)
         bits = operand_bits(fixedpoint.quantized(w, dtypes.i8, column_scales(w, 1)), 30)
         return symmetric(*plan.range_of(x, 16, True), dtypes.i16, bits)
@@ -55,15 +55,19 @@ class LinearConversion(Conversion):
     def _weight(self, node: Node, plan: Plan) -> np.ndarray:
         w = _array(node.operands[1])
         assert w is not None
-        factor = plan.folded.get(node.inputs[0])
+        factor = self._factor(node, plan)
         return w if factor is None else w * factor[:, None]
+
+    def _factor(self, node: Node, plan: Plan) -> np.ndarray | None:
+        """What each input channel was divided by, if this node reads evened codes."""
+        return None if plan.is_wide(node) else plan.folded.get(node.inputs[0])
 
     def _mean(self, node: Node, plan: Plan) -> np.ndarray | None:
         """Mean of each input channel, for bias correction."""
         if not plan.correct_bias:
             return None
         mean = plan.statistics[node.inputs[0]].channel_mean
-        factor = plan.folded.get(node.inputs[0])
+        factor = self._factor(node, plan)
         return mean if mean is None or factor is None else mean / factor
 
 
