@@ -91,14 +91,11 @@ def _quantize(e: Emitter, node: Node, x: Operands) -> Lowered:
 
 
 def _dequantize(e: Emitter, node: Node, x: Operands) -> Lowered:
+    """Cast and Mul. ORT moves DequantizeLinear across Transpose and into products, and changes results by that."""
     type_ = node.inputs[0].tensor
-    quant = quant_of("x", type_)
-    scale = e.constant(quant.scales.astype(np.float32).reshape(() if quant.axis is None else -1), "scale")
-    axis = {} if quant.axis is None else {"axis": quant.axis}
-    if type_.dtype.bits == 8:
-        zero = np.full(np.shape(quant.scales) if axis else (), quant.zero, type_.dtype.storage)
-        return e.op("DequantizeLinear", x[0], scale, e.constant(zero, "zero_point"), **axis)
-    return e.op("DequantizeLinear", centred(e, x[0], type_, dtypes.i32), scale, **axis)
+    scale = quant_of("x", type_).along(len(type_.dims)).astype(np.float32)
+    real = cast(e, centred(e, x[0], type_, dtypes.i32), dtypes.f32)
+    return e.op("Mul", real, e.constant(scale if scale.size > 1 else scale.reshape(()), "scale"))
 
 
 def _requantize(e: Emitter, node: Node, x: Operands) -> Lowered:

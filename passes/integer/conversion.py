@@ -22,10 +22,12 @@ class Conversion:
 
     sums: the result comes as integers of any scale (`SUM`), from which the driver makes every form.
     each: every form is built from the operands; otherwise the widest is, and narrower ones from that.
+    heavy: worth quantizing its operands for, even if they stay in floating point.
     """
 
     sums: ClassVar[bool] = False
     each: ClassVar[bool] = False
+    heavy: ClassVar[bool] = False
 
     def accumulates(self, node: Node) -> bool:
         """True if the result of this node comes as `SUM`."""

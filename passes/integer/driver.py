@@ -59,12 +59,19 @@ class Driver:
             reason = "it was asked to stay in floating point"
         elif conversion is None:
             reason = f"{_name(node)} has no integer form"
+        elif not conversion.heavy and self._reads_only_islands(node):
+            reason = "what it reads is in floating point"
         else:
             reason = conversion.refuses(node, self.plan)
         if reason or conversion is None:
             self._reasons[node] = reason
         else:
             self._chosen[node] = conversion
+
+    def _reads_only_islands(self, node: Node) -> bool:
+        """True if every real operand is the result of a node that stays in floating point."""
+        real = [v for v in node.inputs if is_real(v) and not isinstance(v.op, Const)]
+        return bool(real) and all(v.node is not None and v.node not in self._chosen for v in real)
 
     # demands
 

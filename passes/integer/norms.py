@@ -24,6 +24,8 @@ _GAMMA_BITS = 24  # of the largest gamma: with z of at most 26 bits and beta, ev
 class NormConversion(Conversion):
     """LayerNorm or RMSNorm over the last axis -> IntLayerNorm or IntRMSNorm with 16-bit input."""
 
+    heavy = True
+
     def refuses(self, node: Node, plan: Plan) -> str:
         if node.op.axis != -1:  # type: ignore[attr-defined]
             return "it normalises more than one axis"
@@ -73,6 +75,7 @@ def _vector(node: Node, index: int, factor: np.ndarray | None) -> np.ndarray | N
 class SoftmaxConversion(Conversion):
     """Softmax over the last axis -> IntSoftmax with 15 bits, or Shiftmax in the profile `ivit`."""
 
+    heavy = True
     sums = True
 
     def refuses(self, node: Node, plan: Plan) -> str:
@@ -142,6 +145,7 @@ _MASKED = -1e3  # scores below the row's greatest by that are nothing after exp
 class AttentionConversion(Conversion):
     """Attention -> products of codes with exponentials by table; the sum divides after the second product."""
 
+    heavy = True
     sums = True
 
     def refuses(self, node: Node, plan: Plan) -> str:

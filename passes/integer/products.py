@@ -26,6 +26,7 @@ def _array(value: Value | None) -> np.ndarray | None:
 class LinearConversion(Conversion):
     """Linear -> IntLinear: weights per column, the bias corrected for the mean error of rounded weights."""
 
+    heavy = True
     sums = True
 
     def refuses(self, node: Node, plan: Plan) -> str:
@@ -74,6 +75,7 @@ class LinearConversion(Conversion):
 class ConvConversion(Conversion):
     """Conv -> IntConv: weights per filter, the bias corrected as for Linear where nothing is padded."""
 
+    heavy = True
     sums = True
 
     def refuses(self, node: Node, plan: Plan) -> str:
@@ -137,6 +139,7 @@ def _mean_effect(error: np.ndarray, axis: int, mean: np.ndarray) -> np.ndarray:
 class MatMulConversion(Conversion):
     """MatMul -> IntMatMul: 8 bits each; after a softmax as many as that has."""
 
+    heavy = True
     sums = True
 
     def refuses(self, node: Node, plan: Plan) -> str:
