@@ -65,6 +65,24 @@ def _linear(e: Emitter, node: Node, x: Operands) -> Lowered:
     return total if len(x) < 3 or x[2] is None else e.op("Add", total, x[2])
 
 
+def _linear_dequantize(e: Emitter, node: Node, x: Operands) -> Lowered:
+    """One kernel of ONNX Runtime; in standard ops, the product, its cast and its scale."""
+    left, right = node.inputs[0].tensor, node.inputs[1].tensor
+    assert x[0] is not None
+    assert x[1] is not None
+    (codes, zero, _), bias = _bytes(e, x[0], left, lift=True)[0], x[2] if len(x) > 2 else None
+    weights = quant_of("w", right).scales
+    if e.dialect.spellings.contrib:
+        scales = [np.asarray(quant_of("x", left).scale[0], np.float32), weights.astype(np.float32)]
+        made = [e.constant(scale if scale.size > 1 else scale.reshape(()), "scale") for scale in scales]
+        point = e.constant(np.asarray(zero, np.uint8), "zero_point")
+        return e.contrib("MatMulIntegerToFloat", codes, x[1], *made, point, None, bias)
+    scale = (quant_of("x", left).scale[0] * weights).astype(np.float32)
+    real = cast(e, product(e, x[0], left, x[1], right), dtypes.f32)
+    scaled = e.op("Mul", real, e.constant(scale, "scale"))
+    return scaled if bias is None else e.op("Add", scaled, bias)
+
+
 def _weighted_mean(e: Emitter, node: Node, x: Operands) -> Lowered:
     """floor((2**bits * total + weight / 2) / weight): the divisor is positive, and the dividend is made so.
 
@@ -161,6 +179,7 @@ def _reduce_sum(e: Emitter, node: Node, x: Operands) -> Lowered:
 
 LOWERINGS: dict[type[Op], Lowering] = {
     ops.IntLinear: _linear,
+    ops.IntLinearDequantize: _linear_dequantize,
     ops.IntMatMul: _matmul,
     ops.IntConv: _conv,
     ops.IntMul: _mul,

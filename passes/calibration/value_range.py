@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from planish.ir.errors import UsageError
@@ -10,8 +12,9 @@ from planish.passes.calibration.statistics import ValueStatistics
 
 METHODS = ("minmax", "ema", "percentile:P", "mse", "entropy")
 _DEFAULT_PERCENTILE = 99.99
-_STEPS = 48  # candidates for each end of a range
-_LEAST_SHARE = 0.15  # of the observed range that a candidate keeps
+_STEPS = 48  # candidates of the entropy search
+_SHARES = 2.0 ** (-np.arange(15) / 1.5)  # of each observed end that the first candidates keep: down to 1/645
+_REFINEMENTS = 5  # halvings of the ratio between candidates around the best so far
 
 
 def value_range(
@@ -71,26 +74,33 @@ def _percentile(statistics: ValueStatistics, percent: float) -> tuple[float, flo
 
 
 def _least_error(statistics: ValueStatistics, bits: int, symmetric: bool) -> tuple[float, float]:
-    """Search shrunk ends for the least expected squared error: rounding costs step**2 / 12, clipping the distance."""
+    """Search shrunk ends for the least expected squared error: rounding costs step**2 / 12, clipping the distance.
+
+    First all pairs of ends on a coarse grid of ratios, as the ends depend on each other, then finer around the best.
+    """
     lo, hi = min(statistics.lo, 0.0), max(statistics.hi, 0.0)
+    if symmetric:
+        hi = max(-lo, hi)
+        lo = -hi
     levels = 2.0**bits - 1
     used = np.flatnonzero(statistics.histogram.counts)
     x = statistics.histogram.centres[used]
     weight = statistics.histogram.counts[used].astype(np.float64)
-    shares = np.linspace(_LEAST_SHARE, 1.0, _STEPS)
-    if symmetric:
-        top = max(-lo, hi)
-        costs = [_cost(x, weight, -top * s, top * s, levels) for s in shares]
-        best = top * shares[int(np.argmin(costs))]
-        return -best, best
-    for _ in range(2):  # the ends in turn, then once more with the other end settled
-        if hi > 0:
-            top = max(statistics.hi, 0.0)
-            hi = top * shares[int(np.argmin([_cost(x, weight, lo, top * s, levels) for s in shares]))]
-        if lo < 0:
-            bottom = min(statistics.lo, 0.0)
-            lo = bottom * shares[int(np.argmin([_cost(x, weight, bottom * s, hi, levels) for s in shares]))]
-    return lo, hi
+
+    def cost(shares: tuple[float, float]) -> float:
+        return _cost(x, weight, lo * shares[0], hi * shares[1], levels)
+
+    def best_of(lows: np.ndarray, highs: np.ndarray) -> tuple[float, float]:
+        pairs = zip(highs, highs, strict=True) if symmetric else itertools.product(lows, highs)
+        return min(((float(a), float(b)) for a, b in pairs), key=cost)
+
+    kept = best_of(_SHARES if lo < 0 else np.ones(1), _SHARES if hi > 0 else np.ones(1))
+    ratio = _SHARES[0] / _SHARES[1]
+    for _ in range(_REFINEMENTS):
+        ratio = np.sqrt(ratio)
+        around = np.array([1.0, 1 / ratio, ratio])  # the best so far comes first, and wins ties
+        kept = best_of(*(np.minimum(share * around, 1.0) for share in kept))
+    return lo * kept[0], hi * kept[1]
 
 
 def _cost(x: np.ndarray, weight: np.ndarray, lo: float, hi: float, levels: float) -> float:
@@ -105,6 +115,7 @@ def _cost(x: np.ndarray, weight: np.ndarray, lo: float, hi: float, levels: float
 def _least_divergence(statistics: ValueStatistics, bits: int) -> tuple[float, float]:
     """Clip magnitudes where the histogram of magnitudes loses least when its bins are merged to the codes."""
     counts, width = _magnitudes(statistics.histogram)
+    counts[0] = min(counts[0], counts[1])  # exact zeros have a code of their own, whatever is clipped
     levels = 1 << (bits - 1)
     last = int(np.max(np.flatnonzero(counts), initial=0)) + 1
     if last <= levels:

@@ -2,4 +2,5 @@
 
 from planish.passes.integer.integer_boundary import IntegerBoundary as IntegerBoundary
 from planish.passes.integer.integerize import Integerize as Integerize
+from planish.passes.integer.quantize_products import QuantizeProducts as QuantizeProducts
 from planish.passes.integer.split_projections import SplitProjections as SplitProjections
