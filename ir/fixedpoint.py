@@ -42,8 +42,8 @@ def dyadic(ratio: float | Sequence[float] | np.ndarray) -> Dyadic:
     """Multipliers of at most 31 bits and their shift, for positive real factors (Jacob et al. 2018, section 2.2).
 
     The largest factor gets all 31 bits, and the others the same shift: what they lose is as little, on the scale of
-    the result, as what the largest loses. Factors below 2**-32 become zero.
-    Raises VerifyError for a factor that isn't in (0, 2**30).
+    the result, as what the largest loses. A factor below 2**-32 makes zero of every 32-bit integer.
+    Raises VerifyError for a factor that isn't in (0, 2**30), or that rounds up to 2**30.
     """
     factors = np.asarray(ratio, np.float64)
     if not np.all(np.isfinite(factors) & (factors > 0) & (factors < 2.0 ** (MULTIPLIER_BITS - 1))):
@@ -52,6 +52,8 @@ def dyadic(ratio: float | Sequence[float] | np.ndarray) -> Dyadic:
     shift = MULTIPLIER_BITS - exponent
     if np.floor(np.ldexp(np.max(factors), shift) + 0.5) == 2.0**MULTIPLIER_BITS:
         shift -= 1  # it rounds up to a power of two
+    if shift < 1:
+        raise VerifyError(f"a ratio of scales rounds to 2**{MULTIPLIER_BITS - 1}", remedy="check the scales")
     shift = min(shift, MAX_SHIFT)
     return Dyadic(np.floor(np.ldexp(factors, shift) + 0.5).astype(np.int64), shift)
 
@@ -66,11 +68,16 @@ def exact_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     Uses floating-point products of a width in which every partial sum is exact, since numpy has no fast integer ones.
     """
-    largest = float(np.max(np.abs(a), initial=0)) * float(np.max(np.abs(b), initial=0)) * a.shape[-1]
+    largest = float(_magnitude(a)) * float(_magnitude(b)) * a.shape[-1]
     if largest >= 2.0**53:
         raise VerifyError(f"sums of {a.shape[-1]} products may need more than 53 bits")
     width = np.float32 if largest < 2.0**24 else np.float64
     return np.asarray(np.matmul(a.astype(width), b.astype(width))).astype(np.int64)
+
+
+def _magnitude(q: np.ndarray) -> int:
+    """Largest absolute value, 0 of nothing; in Python, since numpy's abs(int8(-128)) is -128."""
+    return max(int(np.max(q, initial=0)), -int(np.min(q, initial=0)))
 
 
 def accumulator(total: np.ndarray, what: str) -> np.ndarray:

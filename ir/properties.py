@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from planish.ir.graph import Graph
-from planish.ir.ops import DynamicReshape, Opaque
+from planish.ir.graph import Graph, Value
+from planish.ir.op import Return
+from planish.ir.ops import Dequantize, DynamicReshape, Opaque, Quantize, Shape, Size
 from planish.ir.types import TensorType
 
 
@@ -21,3 +22,22 @@ def opaque_nodes(graph: Graph) -> list[str]:
 def computed_shapes(graph: Graph) -> list[str]:
     """Reshapes whose target is computed while the model runs."""
     return [f"{n.op.name} at {n.loc}" for n in graph if isinstance(n.op, DynamicReshape)]
+
+
+def integer_only(graph: Graph) -> list[str]:
+    """Floating-point values, but for the border: inputs that are only quantized, or asked for their shape, and outputs
+    that are codes made real and nothing else.
+    """
+    values = [*graph.inputs, *(result for node in graph for result in node.results)]
+    return [f"{v.hint}: {v.type}" for v in values if _is_float(v) and not _is_border(v)]
+
+
+def _is_float(value: Value) -> bool:
+    return isinstance(value.type, TensorType) and value.type.dtype.kind in ("float", "complex")
+
+
+def _is_border(value: Value) -> bool:
+    readers = [user.op for user in value.users]
+    if value.node is None:
+        return all(isinstance(op, Quantize | Shape | Size) for op in readers)
+    return isinstance(value.op, Dequantize) and all(isinstance(op, Return) for op in readers)

@@ -2,58 +2,23 @@
 
 Bounds of a result follow from bounds of the operands by interval arithmetic, op by op; an op without a line in the
 table gets the range of its dtype. Sound for real arithmetic; floating-point rounding may exceed a bound by an ulp.
+Bounds of quantized values are of stored codes, and exact integer arithmetic never exceeds them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 
 from planish.ir import ops
 from planish.ir.graph import Graph, Node, Value
+from planish.ir.int_bounds import INT_BOUNDS
+from planish.ir.interval import Bound as Bound
+from planish.ir.interval import Interval as Interval
+from planish.ir.interval import dtype_range as dtype_range
 from planish.ir.op import Const, Op
-from planish.ir.types import TensorType
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """All numbers from lo to hi, both included; infinite where nothing is known."""
-
-    lo: float = -math.inf
-    hi: float = math.inf
-
-    @staticmethod
-    def hull(*numbers: float) -> Interval:
-        """The smallest interval that holds all numbers; an undefined one (infinity times zero) makes it unbounded."""
-        if any(math.isnan(n) for n in numbers):
-            return Interval()
-        return Interval(min(numbers), max(numbers))
-
-    def union(self, other: Interval) -> Interval:
-        return Interval(min(self.lo, other.lo), max(self.hi, other.hi))
-
-    def meet(self, other: Interval) -> Interval:
-        """What lies in both; `other` where they are disjoint."""
-        lo, hi = max(self.lo, other.lo), min(self.hi, other.hi)
-        return Interval(lo, hi) if lo <= hi else other
-
-    def holds(self, array: np.ndarray) -> bool:
-        return array.size == 0 or bool(np.min(array) >= self.lo and np.max(array) <= self.hi)
-
-    @property
-    def magnitude(self) -> float:
-        """Largest absolute value."""
-        return max(abs(self.lo), abs(self.hi))
-
-    def map(self, rising: Callable[[float], float]) -> Interval:
-        """The image under a function that never falls."""
-        return Interval(rising(self.lo), rising(self.hi))
-
-
-Bound = Callable[[Node, tuple[Interval, ...]], Interval]
 
 
 def ranges(graph: Graph, inputs: Mapping[str, Interval] | None = None) -> dict[Value, Interval]:
@@ -68,16 +33,6 @@ def ranges(graph: Graph, inputs: Mapping[str, Interval] | None = None) -> dict[V
             natural = dtype_range(result)
             found[result] = natural if bound is None else bound(node, operands).meet(natural)
     return found
-
-
-def dtype_range(value: Value) -> Interval:
-    """What the dtype of a value can hold; floats are unbounded."""
-    if not isinstance(value.type, TensorType):
-        return Interval()
-    dtype = value.type.dtype
-    if dtype.is_integer:
-        return Interval(float(dtype.min), float(dtype.max))
-    return Interval(0.0, 1.0) if dtype.kind == "bool" else Interval()
 
 
 def _const(node: Node, _: tuple[Interval, ...]) -> Interval:
@@ -197,4 +152,5 @@ _BOUNDS: Mapping[type[Op], Bound] = {
     ops.MatMul: _linear,
     ops.MaxPool: _max_pool,
     ops.AveragePool: _average_pool,
+    **INT_BOUNDS,
 }

@@ -86,6 +86,7 @@ class Context:
     calibration: sample inputs, a re-iterable of feeds by input name; None if the user gave none.
     evaluate_opaque: computes ops that the IR only carries; None leaves them unfolded.
     taps: runs a graph for values inside it, for calibration; None computes with numpy.
+    layer_errors: where passes that quantize report the error of each layer; None if nobody wants to know.
     statistics_cache: file from which calibration statistics are read, or to which they are written.
     fold_bytes: by how many bytes constant folding may grow the model in total.
     """
@@ -98,6 +99,7 @@ class Context:
     evaluate_opaque: OpaqueEvaluator | None = None
     taps: TapEvaluator | None = None
     statistics_cache: Path | None = None
+    layer_errors: list[object] | None = None
     observers: tuple[Observer, ...] = ()
     records: list[PassRecord] = field(default_factory=list)
 

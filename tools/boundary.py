@@ -27,11 +27,12 @@ class Boundary:
 
     @staticmethod
     def of_session(session: Session) -> Boundary:
-        return Boundary.of(session.inner.get_modelmeta().custom_metadata_map)
+        return Boundary.of(session.metadata)
 
-    def encoded(self, feed: Mapping[str, np.ndarray], session: Session) -> dict[str, np.ndarray]:
-        """The feed with real inputs as codes: rounded half to even, saturated."""
-        dtypes = {info.name: info.dtype for info in session.inputs}
+    def encoded(
+        self, feed: Mapping[str, np.ndarray], dtypes: Mapping[str, np.dtype[Any] | None]
+    ) -> dict[str, np.ndarray]:
+        """The feed with real inputs as codes of the given dtypes: rounded half to even, saturated."""
         encoded = dict(feed)
         for name, (scale, zero) in self.codes.items():
             dtype = dtypes.get(name)
@@ -40,6 +41,12 @@ class Boundary:
                 codes = np.rint(encoded[name] / np.float32(scale)) + zero
                 encoded[name] = np.clip(codes, bounds.min, bounds.max).astype(dtype)
         return encoded
+
+    def encoded_for(self, session: Session, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The feed as a session takes it."""
+        if not self.codes:
+            return dict(feed)
+        return self.encoded(feed, {info.name: info.dtype for info in session.inputs})
 
     def decoded(self, name: str, array: Any) -> Any:
         """The output as real numbers, float32, if it holds codes."""

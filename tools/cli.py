@@ -79,6 +79,20 @@ def optimize(
         str | None,
         typer.Option(help="Other samples to verify on, in any form that --calib takes.", show_default=False),
     ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="file.py:function(outputs, labels) that judges recipe integer. Default: top-1 in percent.",
+            show_default=False,
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="By how much the metric may fall: more bits, then floats, are given to the worst layers; else exit 6.",
+            show_default=False,
+        ),
+    ] = None,
     profile: Annotated[
         str | None,
         typer.Option(
@@ -145,6 +159,8 @@ def optimize(
             "shapes": {**shapes, **_shapes(model, shape)},
             "calib": calib,
             "calib_cache": calib_cache,
+            "metric": metric,
+            "max_drop": max_drop,
             "verify_with": verify_with,
             "verify": verify,
             "bench": bench or min_speedup is not None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import planish
 from planish.backends.onnx.writer import WrittenModel, write
 from planish.backends.ort.evaluate import evaluate_opaque
 from planish.backends.ort.taps import taps
@@ -18,7 +19,7 @@ from planish.frontend import load
 from planish.frontend.calibration import CalibrationSet, InputSpec, open_calibration
 from planish.frontend.feeds import Feeds
 from planish.frontend.weights import check_weights
-from planish.ir.errors import GateError, MismatchError, UnsupportedOp
+from planish.ir.errors import GateError, MismatchError, UnsupportedOp, UsageError
 from planish.ir.graph import Graph
 from planish.ir.types import TensorType
 from planish.passes.base import Context, Observer, Pass, Pipeline, pipeline_exactness
@@ -27,8 +28,9 @@ from planish.passes.observers import VerifyEach
 from planish.passes.pipelines import RECIPES, parse_pipeline, recipe
 from planish.passes.rewrite import Fuel
 from planish.tools import manifest as manifests
+from planish.tools.accuracy_control import Controlled, control, metric_named
 from planish.tools.artifact import artifact_folder
-from planish.tools.boundary import Boundary
+from planish.tools.description import describe, source_files, source_ops
 from planish.tools.measure import Measurements, measure_models
 from planish.tools.model_stats import ModelStats, bytes_of, graph_ops
 from planish.tools.verify import ROUNDING, Tolerance, Verification, first_divergence, verify
@@ -65,6 +67,7 @@ class Job:
     calib: where sample inputs come from (see `planish.frontend.calibration`), None for none.
     verify_with: other samples to compare artifact and original on; None takes those of `calib`.
     calib_cache: file to keep calibration statistics in, or to read them from.
+    metric: "file.py:function" that judges outputs (None: top-1); max_drop: by how much it may fall, None for no bar.
     verify: compare artifact and original; bench: time both. threads: of ONNX Runtime while timing.
     min_speedup: fail (exit code 6) if the artifact isn't that many times faster.
     """
@@ -77,6 +80,8 @@ class Job:
     calib: str | None = None
     verify_with: str | None = None
     calib_cache: Path | None = None
+    metric: str | None = None
+    max_drop: float | None = None
     verify: bool = True
     bench: bool = True
     threads: int = 1
@@ -103,6 +108,7 @@ class Outcome:
     verification: Verification | None = None
     unverified: str = ""
     measurements: Measurements | None = None
+    controlled: Controlled | None = None
 
 
 def optimize(
@@ -197,8 +203,14 @@ class _Run:
                 with self._stage("check data"):
                     data = open_calibration(job.calib, inputs, seed=job.seed, batch=CALIBRATION_BATCH)
                 self.context.calibration = data
-            with self._stage("optimize"):
-                job.pipeline.run(graph, self.context)
+            controlled = None
+            if job.max_drop is not None or job.metric is not None:
+                controlled = self._controlled(inputs)
+                graph, self.context = controlled.graph, controlled.context
+                job = self.job = replace(job, pipeline=controlled.pipeline)
+            else:
+                with self._stage("optimize"):
+                    job.pipeline.run(graph, self.context)
             with self._stage("write"):
                 written = write(graph, folder / MODEL_FILE, opset=job.opset, spellings=job.target.spellings)
             outcome = Outcome(
@@ -210,6 +222,7 @@ class _Run:
                 written,
                 self.seconds,
                 data,
+                controlled=controlled,
             )
             outcome = self._checked(outcome, folder, graph, inputs)
             with self._stage("manifest"):
@@ -217,6 +230,32 @@ class _Run:
                 if outcome.measurements is not None:
                     manifests.write_measurements(folder, outcome.measurements.to_dict())
         return outcome
+
+    def _controlled(self, inputs: Mapping[str, InputSpec]) -> Controlled:
+        """The pipeline with the accuracy bar. Statistics are kept between attempts."""
+        job, context = self.job, self.context
+        source = job.verify_with or job.calib
+        if source is None:
+            raise UsageError("--metric and --max-drop need data", remedy="give some with --calib or --verify-with")
+        data = open_calibration(source, inputs, seed=job.seed, batch=VERIFY_BATCH)
+        metric = metric_named(job.metric)
+        with tempfile.TemporaryDirectory(prefix="planish-") as folder:
+            cache = context.statistics_cache or Path(folder) / "statistics.npz"
+
+            def attempt(setting: str) -> None:
+                self.progress.stage(setting)
+
+            with self._stage("optimize"):
+                found = control(
+                    lambda: load(job.source, shapes=job.shapes),
+                    lambda: replace(context, statistics_cache=cache, records=[]),
+                    job.pipeline,
+                    data,
+                    metric,
+                    math.inf if job.max_drop is None else job.max_drop,
+                    attempt,
+                )
+        return found
 
     def _checked(self, outcome: Outcome, folder: Path, graph: Graph, inputs: Mapping[str, InputSpec]) -> Outcome:
         job, artifact = self.job, folder / MODEL_FILE
@@ -332,53 +371,3 @@ def random_feeds(inputs: Mapping[str, InputSpec], seed: int) -> tuple[Calibratio
         return None, "the model has no inputs"
     drawn = open_calibration(f"random:{RANDOM_SAMPLES}", inputs, seed=seed)
     return drawn, f"on {RANDOM_SAMPLES} random inputs (seed {seed}); give real ones with --calib"
-
-
-def source_ops(graph: Graph) -> Mapping[str, int]:
-    """Nodes of the source model by op type, as the reader counted them."""
-    found = graph.extras.get("source_ops", {})
-    return found if isinstance(found, Mapping) else {}
-
-
-def source_files(source: Path, graph: Graph) -> tuple[Path, ...]:
-    """The source model's file and its external data files."""
-    external = graph.extras.get("external_files", ())
-    return (source, *external) if isinstance(external, tuple) else (source,)
-
-
-def describe(outcome: Outcome, folder: Path, graph: Graph) -> manifests.Manifest:
-    """The manifest of the artifact in `folder`: everything about it that is reproducible."""
-    job = outcome.job
-
-    metadata = graph.extras.get("metadata")
-    codes = Boundary.of(metadata if isinstance(metadata, dict) else {}).codes
-
-    def entry(name: str, type_: object) -> manifests.ValueEntry:
-        if isinstance(type_, TensorType):
-            scale, zero = codes.get(name, (None, None))
-            return manifests.ValueEntry(name=name, dtype=type_.dtype.name, shape=type_.shape, scale=scale, zero=zero)
-        return manifests.ValueEntry(name=name, dtype=str(type_), shape=None)
-
-    names = getattr(graph.tail.op, "names", ()) if graph.tail is not None else ()
-    passes = []
-    for record in outcome.context.records:
-        skipped: dict[str, int] = {}
-        for _, reason in record.changes.skipped:
-            skipped[reason] = skipped.get(reason, 0) + 1
-        passes.append(manifests.PassEntry(name=record.name, rewrites=record.changes.count, skipped=skipped))
-    data = outcome.data
-    return manifests.Manifest(
-        planish=planish.__version__,
-        versions=manifests.package_versions(),
-        model=manifests.OriginalModel(file=job.source.name, sha256=manifests.sha256_file(job.source)),
-        files=manifests.describe_files(folder),
-        pipeline=str(job.pipeline),
-        target=job.target.name,
-        opset={**graph.opsets, "": outcome.written.opset},
-        inputs=tuple(entry(v.hint, v.type) for v in graph.inputs),
-        outputs=tuple(entry(n, v.type) for n, v in zip(names, graph.outputs, strict=True)),
-        passes=tuple(passes),
-        seed=job.seed,
-        calibration=None if data is None else manifests.CalibrationEntry(source=data.source, digest=data.digest()),
-        verification=None if outcome.verification is None else outcome.verification.to_dict(),
-    )

@@ -113,7 +113,7 @@ def measure(
     """
 
     def timed(session: Session) -> Callable[[], float]:
-        fed = Boundary.of_session(session).encoded(feeds, session)
+        fed = Boundary.of_session(session).encoded_for(session, feeds)
 
         def run() -> float:
             start = time.perf_counter()

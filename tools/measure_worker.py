@@ -81,7 +81,7 @@ def main() -> None:
     try:
         feeds = _read_feeds(arguments.feeds)
         session = open_session(arguments.model, threads=arguments.threads)
-        feeds = Boundary.of_session(session).encoded(feeds, session)
+        feeds = Boundary.of_session(session).encoded_for(session, feeds)
         session.run(feeds)
         print(json.dumps({"ready": True}), flush=True)
         for line in sys.stdin:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -11,10 +12,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 from rich.text import Text
 
+from planish.tools.accuracy_control import Controlled, table_rows
 from planish.tools.compiling import Outcome, agreement
 from planish.tools.measure import Measurements
 from planish.tools.verify import Verification
 
+SHOWN_LAYERS = 10  # rows of the table of sensitive layers
 SHOWN_OPS = 16  # rows of the op table; the rest is summed up
 
 
@@ -44,6 +47,8 @@ def render(outcome: Outcome, *, times: bool = False) -> Group:
     parts: list[RenderableType] = [_ops_table(outcome), _pass_table(outcome, times)]
     if times:
         parts.append(_stage_table(outcome))
+    if outcome.controlled is not None:
+        parts += [_sensitivity_table(outcome.controlled), _attempt_table(outcome.controlled)]
     parts.append(_summary(outcome))
     return Group(*parts)
 
@@ -101,6 +106,28 @@ def pass_rows(outcome: Outcome) -> list[dict[str, Any]]:
         row["rules"].update(record.changes.rewrites)
         row["skipped"] = Counter(reason for _, reason in record.changes.skipped) or row["skipped"]
     return list(rows.values())
+
+
+def _sensitivity_table(controlled: Controlled) -> Table:
+    table = Table(title="Most sensitive layers", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("op")
+    for name in ("bits", "8-bit activations dB", "result dB"):
+        table.add_column(name, justify="right")
+    for row in table_rows(controlled.context.layer_errors or ())[:SHOWN_LAYERS]:
+        table.add_row(row.layer, row.op, str(row.bits), f"{row.activation_db:.1f}", f"{row.output_db:.1f}")
+    return table
+
+
+def _attempt_table(controlled: Controlled) -> Table:
+    table = Table(title="Accuracy", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("setting", overflow="fold")
+    table.add_column("metric", justify="right")
+    table.add_column("change", justify="right")
+    table.add_row("original", f"{controlled.reference:.4g}", "")
+    for attempt in controlled.attempts:
+        table.add_row(attempt.setting, f"{attempt.metric:.4g}", f"{attempt.metric - controlled.reference:+.3g}")
+    return table
 
 
 def _stage_table(outcome: Outcome) -> Table:
@@ -167,6 +194,15 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "passes": pass_rows(outcome),
         "verification": None if outcome.verification is None else outcome.verification.to_dict(),
         "unverified": outcome.unverified,
+        "accuracy": None if outcome.controlled is None else _accuracy(outcome.controlled),
         "measurements": None if outcome.measurements is None else outcome.measurements.to_dict(),
         "seconds": dict(outcome.seconds),
+    }
+
+
+def _accuracy(controlled: Controlled) -> dict[str, Any]:
+    return {
+        "original": controlled.reference,
+        "attempts": [asdict(attempt) for attempt in controlled.attempts],
+        "layers": [asdict(row) for row in table_rows(controlled.context.layer_errors or ())],
     }

@@ -160,7 +160,7 @@ def verify(
     for feed in feeds:
         expected = first.run(feed)
         fed = {name: array for name, array in feed.items() if name in known}
-        results = second.run(boundary.encoded(fed, second))
+        results = second.run(boundary.encoded_for(second, fed))
         found = {name: boundary.decoded(name, array) for name, array in results.items()}
         taken = 0
         for name in shared:

@@ -133,11 +133,11 @@ class Emitter:
         results = {id(value.producer()) for value in (self.values[result] for result in node.results)}
         for inner in self.nodes[first:]:
             if id(inner) not in results:
-                inner.metadata_props.clear()  # provenance stands where the op's result is made
+                inner.metadata_props.clear()  # name and provenance stand where the op's result is made
+                inner.name = ""
         for value in self._unnamed:
             if value.name is None:
-                producer = value.producer()
-                value.name = self.names.unique(f"{wishes[0]}/{producer.op_type if producer else 'value'}")
+                value.name = self.names.unique("t")  # an integer op is up to 50 nodes: long names would add up
         self._unnamed.clear()
 
     def _lower(self, node: Node) -> Sequence[onnx.Value]:

@@ -81,6 +81,11 @@ class Session:
         """Outputs in graph order."""
         return tuple(_value_info(argument) for argument in self.inner.get_outputs())
 
+    @cached_property
+    def metadata(self) -> Mapping[str, str]:
+        """Metadata of the model file."""
+        return dict(self.inner.get_modelmeta().custom_metadata_map)
+
     def run(self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None) -> dict[str, Any]:
         """Results by output name: arrays, lists of arrays for sequences, None for absent optionals.
 

@@ -58,6 +58,7 @@ from planish.ir.ops.int_add import IntAdd as IntAdd
 from planish.ir.ops.int_gelu import ShiftGelu as ShiftGelu
 from planish.ir.ops.int_linear import IntConv as IntConv
 from planish.ir.ops.int_linear import IntLinear as IntLinear
+from planish.ir.ops.int_linear import IntLinearDequantize as IntLinearDequantize
 from planish.ir.ops.int_linear import IntMatMul as IntMatMul
 from planish.ir.ops.int_linear import IntMul as IntMul
 from planish.ir.ops.int_linear import IntReduceSum as IntReduceSum

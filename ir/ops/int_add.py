@@ -18,7 +18,8 @@ class IntAdd(_ToCodes):
     y = saturate(round(a * ma / 2**ea) + round(b * mb / 2**eb) + zero), half up, products of 64 bits.
     a, b: q(int of at most 32 bits)[...], one scale or one per channel; shapes broadcast
     y: to[...], scale and zero as the attributes say.
-    C1 both are quantized, with at most 32 bits.  C2 an operand with several scales has the rank of the result.
+    C1 both are quantized, with at most 32 bits, also less their zero points.
+    C2 an operand with several scales has the rank of the result.
     C3 ratios of scales are below 2**30.
     Exact. Source: I-ViT, residual connection; Jacob et al. 2018, appendix A.2.
     """

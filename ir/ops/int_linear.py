@@ -70,6 +70,33 @@ class IntLinear(Op):
         return fixedpoint.accumulator(total if b is None else total + b, self.name)
 
 
+class IntLinearDequantize(Op):
+    """Linear layer on codes with a real result, y = scale of x * scale of w * ((x - zero) @ w) + b, in float32.
+
+    The island form: one kernel on ONNX Runtime, between real numbers.
+    x: q(u8 or i8)[..., K]    w: q(i8, zero 0, one scale or one per column)[K, N]    b: f32[N], default 0
+    y: f32[..., N].
+    C1 x is quantized per tensor, with 8 bits.  C2 w as above.  C3 b is f32.  C4 ranks and extents agree.
+    Rounding: the sums are exact, scaling and bias are rounded. Source: com.microsoft MatMulIntegerToFloat-1.
+    """
+
+    typed: ClassVar[bool] = True
+
+    def infer(self, x: TensorType, w: TensorType, b: TensorType | None = None) -> TensorType:
+        need(x.dtype.bits == 8, f"C1: x is {x}; codes of 8 bits are needed")
+        sums = IntLinear().infer(x, w)
+        if b is not None:
+            need(b.dtype == dtypes.f32 and b.quant is None, f"C3: b is {b}; f32 is needed")
+            need(len(b.dims) == 1 and dims.may_equal(b.dims[0], w.dims[1]), f"C4: b is {b}; [N] is needed")
+        return TensorType(dtypes.f32, sums.dims)
+
+    def evaluate(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None, *, types: Any) -> np.ndarray:
+        total = IntLinear().evaluate(x, w, types=types)
+        scale = (per_tensor("x", types[0])[0] * quant_of("w", types[1]).scales).astype(np.float32)
+        y = total.astype(np.float32) * scale
+        return y if b is None else y + b
+
+
 class IntMatMul(Op):
     """Matrix product of codes, c = (a - zero of a) @ (b - zero of b), exact in 32 bits; leading axes broadcast.
 

@@ -32,12 +32,15 @@ class _IntNorm(_ToCodes):
     def _coded(self, x: TensorType, gamma: TensorType, beta: TensorType | None) -> TensorType:
         per_tensor("x", x)
         need(x.dtype.bits <= 16, f"C1: x is {x}; codes of at most 16 bits are needed")
-        channels = x.dims[-1] if x.dims else 1
-        need(isinstance(channels, int), f"C2: the channels of {x} aren't known")
-        need(gamma.dtype == dtypes.i32 and self.shift(x, gamma) > 0, f"C3: gamma is {gamma}; codes in i32 are needed")
+        need(len(x.dims) >= 1 and isinstance(x.dims[-1], int), f"C2: the channels of {x} aren't known")
+        channels = x.dims[-1]
+        need(self.widest(x) < 1 << 62, f"C4: with eps {self.eps}, the square root of {x} takes more than 62 bits")
+        shifts = gamma.dtype == dtypes.i32 and 0 < self.shift(x, gamma) <= fixedpoint.MAX_SHIFT
+        need(shifts, f"C3: gamma is {gamma}; codes in i32 of a scale that shifts by 1 to 62 bits are needed")
         for name, part in (("gamma", gamma), ("beta", beta)):
             fits = part is None or (len(part.dims) == 1 and dims.may_equal(part.dims[0], channels))
             need(fits, f"C3: {name} is {part}; [{channels}] is needed")
+            need(part is None or quant_of(name, part).zero == 0, f"C3: {name} is {part}; zero point 0 is needed")
         if beta is not None:
             wanted = self.unit(x) * per_tensor("gamma", gamma)[0]
             need(beta.dtype == dtypes.i64, f"C3: beta is {beta}; i64 is needed")
@@ -59,6 +62,10 @@ class _IntNorm(_ToCodes):
         scale, channels = per_tensor("x", x)[0], int(x.dims[-1])
         return max(1, round(channels * channels * self.eps / scale**2))
 
+    def widest(self, x: TensorType) -> int:
+        """A bound of what the square root is taken of."""
+        return (int(x.dims[-1]) * _magnitude(x)) ** 2 + self.epsilon(x)
+
     def normalised(self, x: np.ndarray, type_: TensorType) -> np.ndarray:
         """z, as int64."""
         x, channels = x.astype(np.int64) - quant_of("x", type_).zero, x.shape[-1]
@@ -75,13 +82,20 @@ class _IntNorm(_ToCodes):
         return self.finished((scaled + (np.int64(1) << (shift - 1))) >> shift)
 
 
+def _magnitude(x: TensorType) -> int:
+    """Largest absolute value of codes less their zero point."""
+    zero = quant_of("x", x).zero
+    return max(x.dtype.max - zero, zero - x.dtype.min)
+
+
 class IntLayerNorm(_IntNorm):
     """Layer normalisation of codes over the last axis, with the affine map and the requantization in one.
 
     scale, zero, to: of the result. eps: added to the variance, in real units.
     x: q(int of at most 16 bits)[..., C]    gamma: q(i32, scale g)[C]    beta: q(i64, scale g / 2**20)[C], default 0
     y: to[..., C], scale and zero as the attributes say.
-    C1 x is quantized per tensor, with at most 16 bits.  C2 C is known.  C3 g = scale / 2**k for an integer k > -20.
+    C1 x is quantized per tensor, with at most 16 bits.  C2 C is known.  C3 g = scale / 2**k for an integer k with
+    -20 < k <= 42, and zero points are 0.  C4 C**2 * (greatest x**2 + eps / scale of x ** 2) < 2**62.
     Exact (the arithmetic is that of the base class; no rounding of the mean).
     Source: I-ViT, I-LayerNorm, with exact centring, a seeded square root, and gamma and beta in the requantization.
     """
@@ -98,7 +112,7 @@ class IntRMSNorm(_IntNorm):
 
     scale, zero, to: of the result. eps: added to the mean square, in real units.
     x: q(int of at most 16 bits)[..., C]    gamma: q(i32, scale g)[C]
-    y: to[..., C], scale and zero as the attributes say.    C1 to C3 as IntLayerNorm.
+    y: to[..., C], scale and zero as the attributes say.    C1 to C4 as IntLayerNorm.
     Exact. Source: Zhang and Sennrich 2019; the arithmetic of IntLayerNorm.
     """
 
@@ -118,7 +132,8 @@ class ShiftLayerNorm(_IntNorm):
     then the affine map and requantization of IntLayerNorm. eps is ignored; k is at least 1.
     x: q(int of at most 16 bits)[..., C]    gamma: q(i32, scale g)[C]    beta: q(i64, scale g * sqrt(C) / 2**30)[C]
     y: to[..., C], scale and zero as the attributes say.
-    C1, C2 as IntLayerNorm.  C3 g * sqrt(C) / 2**30 = scale / 2**k for an integer k > 0.
+    C1, C2 as IntLayerNorm.  C3 g * sqrt(C) / 2**30 = scale / 2**k for an integer 0 < k <= 62,
+    and zero points are 0.  C4 4 * C * greatest x**2 < 2**62.
     Exact. Source: I-ViT, section 3.4; Newton's method seeded by bit length instead of ten steps from 2**16.
     """
 
@@ -127,6 +142,9 @@ class ShiftLayerNorm(_IntNorm):
 
     def evaluate(self, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray | None = None, *, types: Any) -> np.ndarray:
         return self._affine(self.normalised(x, types[0]), gamma, beta, types)
+
+    def widest(self, x: TensorType) -> int:
+        return int(x.dims[-1]) * (2 * _magnitude(x)) ** 2
 
     def unit(self, x: TensorType) -> float:
         return math.sqrt(int(x.dims[-1])) / 2.0**30

@@ -44,10 +44,15 @@ def need_scale(scale: float, zero: int, to: DType) -> None:
 
 
 def rescaling(type_: Type | None, scale: float) -> Dyadic:
-    """The factor from the codes of `type_` to those of one scale, in a shape that broadcasts against them."""
+    """The factor from the codes of `type_` to those of one scale, in a shape that broadcasts against them.
+
+    Raises VerifyError for codes that, less their zero point, leave 32 bits: their products could leave 64.
+    """
     quant = quant_of("x", type_)
+    dtype, rank = (type_.dtype, len(type_.dims)) if isinstance(type_, TensorType) else (dtypes.i32, 0)
+    widest = max(dtype.max - quant.zero, quant.zero - dtype.min)
+    need(widest <= 2**31, f"C1: codes of {dtype} less the zero point {quant.zero} leave 32 bits")
     factor = fixedpoint.dyadic(quant.scales / scale)
-    rank = len(type_.dims) if isinstance(type_, TensorType) else 0
     return factor.reshape(*(-1 if i == quant.axis else 1 for i in range(rank)))
 
 
@@ -113,7 +118,8 @@ class Requantize(_ToCodes):
 
     m / 2**e is the dyadic form of scale of x / scale, per channel if x is quantized so; the product has 64 bits.
     x: q(int of at most 32 bits)[...]    y: to[...], scale and zero as the attributes say.
-    C1 x is quantized, with at most 32 bits.  C2 the ratio of scales is below 2**30.  C3 as in Quantize.
+    C1 x is quantized, with at most 32 bits, also less its zero point.  C2 the ratio of scales is below 2**30.
+    C3 as in Quantize.
     Exact. Source: Jacob et al. 2018, section 2.2; I-ViT, section 3.3 (there half to even in floating point).
     """
 

@@ -28,6 +28,7 @@ class Driver:
         self.graph, self.plan, self.kept = graph, plan, kept
         self.islands: list[tuple[Node, str]] = []
         self.converted = self.widened = 0
+        self.sums: list[tuple[Node, Value]] = []
         self._conversions = conversions
         self._chosen: dict[Node, Conversion] = {}
         self._reasons: dict[Node, str] = {}
@@ -158,6 +159,8 @@ class Driver:
             return
         (total,) = self._build(node, conversion, SUM)
         self._built[node.result, SUM] = total
+        if isinstance(node.op, ops.Linear | ops.Conv | ops.MatMul):
+            self.sums.append((node, total))
         for form in forms:
             if isinstance(form, Spec):
                 self._keep(node, node.result, form, coded(total, form))

@@ -18,6 +18,7 @@ from planish.passes.exactness import Exactness, approximate
 from planish.passes.integer.conversions import CONVERSIONS
 from planish.passes.integer.driver import Driver, float_values
 from planish.passes.integer.plan import Plan, key_of, source_of
+from planish.passes.integer.sensitivity import layer_errors
 from planish.passes.rewrite import Changes
 
 PROFILES = ("table", "ivit")
@@ -61,8 +62,12 @@ class Integerize(Pass):
         plan = Plan(statistics, self.profile, self.calibration, frozenset(self.wide), floor, self.correct_bias)
         if self.equalize and not faithful:
             plan.folded.update(equalizing_factors(graph, statistics, self.equalize, plan.wide))
+        reference, twins = graph.clone() if context.layer_errors is not None else (graph, {})
         driver = Driver(graph, plan, CONVERSIONS, frozenset(self.keep))
         driver.run()
+        if context.layer_errors is not None:
+            pairs = [(node, twins[node.result], sums) for node, sums in driver.sums]
+            context.layer_errors[:] = layer_errors(reference, graph, pairs, plan, context)
         changes.rewrites = Counter({self.name: driver.converted, "16-bit activations": driver.widened})
         changes.skipped += [(str(node.loc), reason) for node, reason in driver.islands]
         if self.strict and driver.islands:

@@ -140,10 +140,8 @@ def _as_linear(node: Node) -> Value | None:
     if height % kh or width % kw or kh * kw == 1:
         return None
     rows, columns = height // kh, width // kw
-    cut = ops.Reshape(
-        (0 if isinstance(x.tensor.dims[0], str) else int(x.tensor.dims[0]), channels, rows, kh, columns, kw)
-    )(x)
     batch = -1 if isinstance(x.tensor.dims[0], str) else int(x.tensor.dims[0])
+    cut = ops.Reshape((batch, channels, rows, kh, columns, kw))(x)
     flat = ops.Reshape((batch, rows * columns, channels * kh * kw))(ops.Transpose((0, 2, 4, 1, 3, 5))(cut))
     bias = node.operands[2] if len(node.operands) > 2 else None
     tokens = ops.Linear()(flat, np.ascontiguousarray(w.reshape(filters, -1).T), bias)

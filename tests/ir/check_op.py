@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,32 +13,45 @@ import onnxruntime
 from onnx.reference import ReferenceEvaluator
 
 from planish.ir import dims, dtypes
+from planish.ir.data import Data
 from planish.ir.graph import Graph, Node, Value
 from planish.ir.op import Const, Op
-from planish.ir.types import TensorType, of_array
+from planish.ir.types import Quant, TensorType, of_array
 
 
-def check_op(op: Op, *arrays: np.ndarray | None) -> tuple[np.ndarray, ...]:
+def check_op(
+    op: Op,
+    *arrays: np.ndarray | None,
+    quants: Sequence[Quant | None] = (),
+    fixed: Collection[int] = (),
+) -> tuple[np.ndarray, ...]:
     """Evaluate `op`, check that infer agrees with the results, and return them.
 
     Agreement is checked for the concrete types; for each operand extent alone as a symbol; and for the contents of
     operands taken away. Also checks that the repr of the op is a Python expression.
+    quants: quantization of operands, where they are codes. fixed: extents that the op must know, and that stay.
     """
-    results = op.evaluate(*arrays)
+    types = operand_types(*arrays, quants=quants)
+    results = op.compute(arrays, types)
     results = results if isinstance(results, tuple) else (results,)
-    types = [None if array is None else of_array(array) for array in arrays]
     for result, type_ in zip(results, _infer(op, types), strict=True):
         assert isinstance(result, np.ndarray), f"{op!r} evaluates to a {type(result).__name__}"
         assert (type_.dtype, type_.shape) == (dtypes.of(result), result.shape)
         if type_.known is not None:
             assert type_.known == tuple(int(v) for v in result.reshape(-1))
-    for extent in {dim for type_ in types if type_ is not None for dim in type_.dims if dim > 1}:
+    for extent in {dim for type_ in types if type_ is not None for dim in type_.dims if dim > 1} - set(fixed):
         _check_symbol(op, types, extent, results)
     call = ast.parse(repr(op), mode="eval").body
     assert isinstance(call, ast.Call)
     assert isinstance(call.func, ast.Name)
     assert call.func.id == op.name
     return results
+
+
+def operand_types(*arrays: np.ndarray | None, quants: Sequence[Quant | None] = ()) -> list[TensorType | None]:
+    """Types of operands; those with a quantization are codes."""
+    padded = [*quants, *[None] * (len(arrays) - len(quants))]
+    return [None if array is None else Data(array, quant).type for array, quant in zip(arrays, padded, strict=True)]
 
 
 def check_decompose(op: Op, *arrays: np.ndarray | None, atol: float = 1e-6) -> None:

@@ -29,7 +29,7 @@ class Recorder:
     """Stands for a session and writes down when it ran."""
 
     def __init__(self, name, log):
-        self.name, self.log, self.threads = name, log, 1
+        self.name, self.log, self.threads, self.metadata = name, log, 1, {}
 
     def run(self, feeds):
         self.log.append(self.name)

@@ -22,11 +22,23 @@ def bench(
     recipe: Annotated[str, typer.Option(help='Recipe, several joined with "+", or a pipeline text.')] = "default",
     target: Annotated[str, typer.Option(help="Runtime to optimize for.")] = "ort-cpu",
     against: Annotated[
-        str, typer.Option(help="Contenders: original, onnxslim, onnxsim, ort-dynamic-int8.")
+        str,
+        typer.Option(
+            help="Contenders: original, onnxslim, onnxsim, ort-dynamic, ort-dynamic-per-channel, ort-static,"
+            " ort-static-operators, ort-static-all."
+        ),
     ] = "original",
     threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime; 0 takes all cores.")] = 1,
     calib: Annotated[
-        Optional[str], typer.Option(help="Sample inputs, as for optimize. Default: seeded random.", show_default=False)
+        Optional[str],
+        typer.Option(
+            help="Sample inputs, as for optimize, which quantizers calibrate on. Default: seeded random.",
+            show_default=False,
+        ),
+    ] = None,
+    evaluate_with: Annotated[
+        Optional[str],
+        typer.Option(help="Other samples to compare results on, with accuracy if labelled.", show_default=False),
     ] = None,
     seconds: Annotated[float, typer.Option(help="Time to measure for.")] = 5.0,
     seed: Annotated[int, typer.Option(help="Seed of random inputs.")] = 0,
@@ -40,25 +52,43 @@ def bench(
     Example: planish bench model.onnx --against original,onnxslim,onnxsim
     """
     with reported(debug):
-        result = run_bench(model_file(model), recipe, target, against.split(","), threads, calib, seconds, seed)
+        result = run_bench(
+            model_file(model), recipe, target, against.split(","), threads, calib, seconds, seed, evaluate_with
+        )
         if as_json:
             print(json.dumps({"model": model, **result}, indent=2, sort_keys=True))
-            return
-        table = Table(box=None, pad_edge=False)
-        table.add_column("contender")
-        for name in ("median ms", "artifact is x times as fast", "95 % interval", "verdict"):
-            table.add_column(name, justify="right")
-        for name, row in result["rows"].items():
-            cells = (
-                f"{row['median_ms']:.2f}",
-                f"{row['ratio']:.2f}",
-                "{:.2f} - {:.2f}".format(*row["interval"]),
-                row["verdict"],
-            )
-            table.add_row(name, *cells)
-        for name, reason in result["failed"].items():
-            table.add_row(name, "", "", "", f"failed: {reason}")
-        Console().print(table)
+        else:
+            Console().print(bench_table(result))
+
+
+def bench_table(result: dict[str, Any]) -> Table:
+    """One row per contender, the artifact first; figures of agreement where results were compared."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("contender", no_wrap=True)
+    quality = ("accuracy", "same top-1", "SQNR dB") if result["quality"] else ()
+    for name in ("median ms", "artifact is x as fast", "95 % interval", "verdict", *quality):
+        table.add_column(name, justify="right")
+    artifact = [f"{result['artifact_median_ms']:.2f}", "", "", ""]
+    table.add_row("artifact", *artifact, *_quality_cells(result, "artifact"))
+    for name, row in result["rows"].items():
+        cells = (
+            f"{row['median_ms']:.2f}",
+            f"{row['ratio']:.2f}",
+            "{:.2f} - {:.2f}".format(*row["interval"]),
+            row["verdict"],
+        )
+        table.add_row(name, *cells, *_quality_cells(result, name))
+    for name, reason in result["failed"].items():
+        table.add_row(name, "", "", "", f"failed: {reason}")
+    return table
+
+
+def _quality_cells(result: dict[str, Any], name: str) -> list[str]:
+    figures = result["quality"].get(name)
+    if figures is None:
+        return []
+    texts = ["" if figures[key] is None else f"{100 * figures[key]:.2f} %" for key in ("accuracy", "top1_agreement")]
+    return [*texts, "" if figures["sqnr_db"] is None else f"{figures['sqnr_db']:.1f}"]
 
 
 def run_bench(
@@ -70,34 +100,42 @@ def run_bench(
     calib: str | None,
     seconds: float,
     seed: int,
+    evaluate_with: str | None = None,
 ) -> dict[str, Any]:
-    """Prepare the artifact and every contender, time them in turns. A contender that fails is reported, not raised."""
+    """Prepare the artifact and every contender, time them in turns. A contender that fails is reported, not raised.
+
+    evaluate_with: data to compare every file's first output with the model's on; figures under `quality`, else empty.
+    """
     from planish.backends.onnx.writer import write
     from planish.backends.targets import target_named
+    from planish.frontend import load
     from planish.frontend.calibration import open_calibration
     from planish.tools.bench.contenders import contender_named
-    from planish.tools.compiling import input_specs, optimize, single_sample
+    from planish.tools.bench.quality import quality_of
+    from planish.tools.compiling import CALIBRATION_BATCH, VERIFY_BATCH, input_specs, optimize, single_sample
     from planish.tools.measure import measure_models
 
     chosen = {name: contender_named(name) for name in against}
+    graph = load(model)
+    inputs = input_specs(graph)
+    data = open_calibration(calib or "random:1", inputs, seed=seed, batch=CALIBRATION_BATCH)
+    test = None if evaluate_with is None else open_calibration(evaluate_with, inputs, seed=seed, batch=VERIFY_BATCH)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        graph = optimize(model, recipe, target=target)
-        write(graph, folder / "artifact.onnx", spellings=target_named(target).spellings)
+        optimized = optimize(graph, recipe, target=target, calibration=data if calib else None, seed=seed)
+        write(optimized, folder / "artifact.onnx", spellings=target_named(target).spellings)
         files = {"artifact": folder / "artifact.onnx"}
         failed: dict[str, str] = {}
         for name, prepare in chosen.items():
             try:
-                files[name] = prepare(model, folder)
+                files[name] = prepare(model, folder, data)
             except ImportError as error:
                 failed[name] = str(error)
             except (ValueError, RuntimeError, TypeError, OSError) as error:
                 failed[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
-        inputs = input_specs(graph)
-        feed = next(iter(open_calibration(calib or "random:1", inputs, seed=seed)))
-        timed = measure_models(
-            files, single_sample(feed, inputs), threads=threads, baseline="artifact", seconds=seconds
-        )
+        sample = single_sample(next(iter(data)), inputs)
+        timed = measure_models(files, sample, threads=threads, baseline="artifact", seconds=seconds)
+        quality = {} if test is None else quality_of(model, files, test)
     opposite = {"faster": "slower", "slower": "faster", "equal": "equal"}
     rows = {}
     for name in files:
@@ -113,6 +151,7 @@ def run_bench(
         "ratios": {name: rows[name]["ratio"] if name in rows else None for name in chosen},
         "rows": rows,
         "failed": failed,
+        "quality": quality,
         "artifact_median_ms": timed.median_ms("artifact"),
         "threads": threads,
         "cpu": timed.cpu,

@@ -8,10 +8,12 @@ import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from planish.frontend.calibration import CalibrationSet
 from planish.ir.errors import UsageError
+from planish.tools.bench import quantizers
 
-Contender = Callable[[Path, Path], Path]
-"""Takes the model file and a folder to write into; returns the file to run."""
+Contender = Callable[[Path, Path, CalibrationSet], Path]
+"""Takes the model file, a folder to write into, and data to calibrate on; returns the file to run."""
 
 
 def planish_pipeline(model: Path, folder: Path) -> Path:
@@ -24,12 +26,12 @@ def planish_pipeline(model: Path, folder: Path) -> Path:
     return path
 
 
-def original(model: Path, folder: Path) -> Path:
+def original(model: Path, folder: Path, data: CalibrationSet) -> Path:
     """The model as it is: ONNX Runtime's own optimizations are on for every contender."""
     return model
 
 
-def onnxslim(model: Path, folder: Path) -> Path:
+def onnxslim(model: Path, folder: Path, data: CalibrationSet) -> Path:
     """OnnxSlim with its defaults."""
     _needs("onnxslim")
     import onnxslim as slim
@@ -40,7 +42,7 @@ def onnxslim(model: Path, folder: Path) -> Path:
     return path
 
 
-def onnxsim(model: Path, folder: Path) -> Path:
+def onnxsim(model: Path, folder: Path, data: CalibrationSet) -> Path:
     """onnxsim with its defaults, without its random-input check."""
     _needs("onnxsim")
     import onnx
@@ -52,20 +54,15 @@ def onnxsim(model: Path, folder: Path) -> Path:
     return path
 
 
-def ort_dynamic_int8(model: Path, folder: Path) -> Path:
-    """ONNX Runtime's dynamic int8 quantization: another number format, so not the same results."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    path = folder / "ort-dynamic-int8.onnx"
-    quantize_dynamic(str(model), str(path), weight_type=QuantType.QInt8)
-    return path
-
-
 CONTENDERS: Mapping[str, Contender] = {
     "original": original,
     "onnxslim": onnxslim,
     "onnxsim": onnxsim,
-    "ort-dynamic-int8": ort_dynamic_int8,
+    "ort-dynamic": quantizers.ort_dynamic,
+    "ort-dynamic-per-channel": quantizers.ort_dynamic_per_channel,
+    "ort-static": quantizers.ort_static,
+    "ort-static-operators": quantizers.ort_static_operators,
+    "ort-static-all": quantizers.ort_static_all,
 }
 
 

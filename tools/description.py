@@ -1,0 +1,66 @@
+"""What the manifest says of an artifact: everything about it that is reproducible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import planish
+from planish.ir.graph import Graph
+from planish.ir.types import TensorType
+from planish.tools import manifest as manifests
+from planish.tools.boundary import Boundary
+
+if TYPE_CHECKING:
+    from planish.tools.compiling import Outcome
+
+
+def source_ops(graph: Graph) -> Mapping[str, int]:
+    """Nodes of the source model by op type, as the reader counted them."""
+    found = graph.extras.get("source_ops", {})
+    return found if isinstance(found, Mapping) else {}
+
+
+def source_files(source: Path, graph: Graph) -> tuple[Path, ...]:
+    """The source model's file and its external data files."""
+    external = graph.extras.get("external_files", ())
+    return (source, *external) if isinstance(external, tuple) else (source,)
+
+
+def describe(outcome: Outcome, folder: Path, graph: Graph) -> manifests.Manifest:
+    """The manifest of the artifact in `folder`: everything about it that is reproducible."""
+    job = outcome.job
+
+    metadata = graph.extras.get("metadata")
+    codes = Boundary.of(metadata if isinstance(metadata, dict) else {}).codes
+
+    def entry(name: str, type_: object) -> manifests.ValueEntry:
+        if isinstance(type_, TensorType):
+            scale, zero = codes.get(name, (None, None))
+            return manifests.ValueEntry(name=name, dtype=type_.dtype.name, shape=type_.shape, scale=scale, zero=zero)
+        return manifests.ValueEntry(name=name, dtype=str(type_), shape=None)
+
+    names = getattr(graph.tail.op, "names", ()) if graph.tail is not None else ()
+    passes = []
+    for record in outcome.context.records:
+        skipped: dict[str, int] = {}
+        for _, reason in record.changes.skipped:
+            skipped[reason] = skipped.get(reason, 0) + 1
+        passes.append(manifests.PassEntry(name=record.name, rewrites=record.changes.count, skipped=skipped))
+    data = outcome.data
+    return manifests.Manifest(
+        planish=planish.__version__,
+        versions=manifests.package_versions(),
+        model=manifests.OriginalModel(file=job.source.name, sha256=manifests.sha256_file(job.source)),
+        files=manifests.describe_files(folder),
+        pipeline=str(job.pipeline),
+        target=job.target.name,
+        opset={**graph.opsets, "": outcome.written.opset},
+        inputs=tuple(entry(v.hint, v.type) for v in graph.inputs),
+        outputs=tuple(entry(n, v.type) for n, v in zip(names, graph.outputs, strict=True)),
+        passes=tuple(passes),
+        seed=job.seed,
+        calibration=None if data is None else manifests.CalibrationEntry(source=data.source, digest=data.digest()),
+        verification=None if outcome.verification is None else outcome.verification.to_dict(),
+    )
