@@ -34,7 +34,9 @@ class SplitProjections(Pass):
         for node in graph.nodes(Linear):
             chain, end = _moves_after(node)
             parts = end.users
-            if len(parts) < 2 or not all(isinstance(part.op, Slice | Split) for part in parts):
+            if not parts or not all(isinstance(part.op, Slice | Split) for part in parts):
+                continue
+            if len(parts) == 1 and not isinstance(parts[0].op, Split):
                 continue
             if constant(node.operands[1]) is None or any(constant(v) is None for v in node.inputs[1:]):
                 continue
