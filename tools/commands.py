@@ -45,11 +45,17 @@ def inspect(
     at: Annotated[
         str | None, typer.Option(help="... at nodes whose source name contains this.", show_default=False)
     ] = None,
+    integer_only: Annotated[
+        bool, typer.Option("--integer-only", help="Check that no tensor is floating point; exit 4 if one is.")
+    ] = False,
+    no_boundary: Annotated[
+        bool, typer.Option("--no-boundary", help="... not even inputs and outputs that are codes inside.")
+    ] = False,
     shape: _Shape = None,
     as_json: _Json = False,
     debug: _Debug = False,
 ) -> None:
-    """Show what a model consists of, its text IR, or why a rule didn't match.
+    """Show what a model consists of, its text IR, why a rule didn't match, or whether it is integer-only.
 
     Example: planish inspect model.onnx --why fuse_layer_norm --at layer.0/norm1
     """
@@ -60,6 +66,9 @@ def inspect(
 
         if model.is_dir():
             model = model / MODEL_FILE
+        if integer_only:
+            _print_integers(model, no_boundary, as_json)
+            return
         shapes = _shapes(model, shape)
         if (why is None) != (at is None):
             raise UsageError("--why and --at go together", remedy="--why RULE --at NODE; see planish passes --rules")
@@ -74,6 +83,38 @@ def inspect(
             print(print_graph(graph, locs=True))
             return
         _print_summary(model, graph, as_json)
+
+
+def _print_integers(model: Path, no_boundary: bool, as_json: bool) -> None:
+    from planish.ir.errors import UnsupportedOp
+    from planish.tools.integer_only import inspect_integers
+
+    found = inspect_integers(model)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        console = Console()
+        console.print(Text(f"{model.name}: {found.verdict}", style="bold"))
+        if found.boundary:
+            console.print(Text(f"float at the border, codes inside: {', '.join(found.boundary)}"))
+        if found.offenders:
+            table = Table(box=None, pad_edge=False)
+            for column in ("node", "op", "tensor", "why"):
+                table.add_column(column, overflow="fold")
+            for row in found.offenders[:_SHOWN]:
+                table.add_row(Text(row.where), row.op, Text(row.tensor), row.reason)
+            console.print(table)
+            if len(found.offenders) > _SHOWN:
+                console.print(f"and {len(found.offenders) - _SHOWN} more; --json lists all")
+    if found.offenders or (no_boundary and found.boundary):
+        count = len(found.offenders) or len(found.boundary)
+        raise UnsupportedOp(
+            f"{model.name} is {found.verdict if found.offenders else 'float at its border'}: {count} offenders",
+            remedy="planish optimize --recipe integer-only, and look at what it skipped",
+        )
+
+
+_SHOWN = 20  # offenders on the screen
 
 
 def _print_why(rule: str, place: str, model: Path, pipeline: str, shapes: Any, as_json: bool) -> None:

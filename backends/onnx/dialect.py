@@ -46,6 +46,9 @@ rotary chain.
 """
 
 
+_LIFTED = (ops.IntLinear, ops.IntLinearDequantize, ops.IntMatMul, ops.IntConv, ops.IntWeightedMean)
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """What lowering functions need to know: the operator set written, and the spellings preferred."""
@@ -65,5 +68,7 @@ def preferred_opset(op: Op, spellings: Spellings) -> int:
         ops.Swish: (spellings.swish, 24),
         ops.HardSwish: ("standard", 14),
     }
+    if isinstance(op, _LIFTED):
+        return 14  # first in which Add takes bytes and words
     choice, version = choices.get(type(op), ("", BASE_OPSET))
     return version if choice == "standard" else BASE_OPSET

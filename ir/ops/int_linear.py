@@ -50,7 +50,7 @@ class IntLinear(Op):
     x: q(u8, i8, u16 or i16)[..., K]    w: q(i8, zero 0, one scale or one per column)[K, N]
     b: q(i32, scale of x * scale of w)[N], default 0    y: q(i32, the same scale)[..., N].
     C1 x is quantized per tensor, with 8 or 16 bits.  C2 w as above.  C3 b as above.  C4 ranks and extents agree.
-    C5 no sum leaves 32 bits (proved by `ranges.overflows`; `evaluate` raises VerifyError).
+    C5 no sum leaves 32 bits (proved by `int_ranges.overflows`; `evaluate` raises VerifyError).
     Exact. Source: Jacob et al. 2018, section 2.3; ONNX MatMulInteger-10.
     """
 

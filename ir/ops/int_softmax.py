@@ -89,7 +89,8 @@ class IntSoftmax(Op):
     to: dtype of the result. levels: its code for 1.
     x: q(int)[..., M]    y: q(to, 1/levels)[..., M].
     C1 x is quantized per tensor.  C2 `to` is unsigned and holds `levels`, at most 65,535.
-    Exact; against the true softmax at most one code off plus what the logits' scale loses.
+    Exact; from the true softmax of the same logits at most (1 + levels * (M + 1) / sum(e)) / 2 codes off, since each of
+    the M exponentials is at most a half off.
     """
 
     levels: int = 255

@@ -89,7 +89,7 @@ def test_the_result_has_the_scale_that_the_attributes_say():
         (coded(dtypes.i16, 2), TensorType(dtypes.f32, (2,)), "codes with a scale"),
         (coded(dtypes.i64, 2), coded(dtypes.i16, 2), "C1"),
         (coded(dtypes.i16, 2), coded(dtypes.u32, 2), "C1"),
-        (coded(dtypes.i32, 2, zero=-1), coded(dtypes.i16, 2), "C1"),
+        (coded(dtypes.i32, 2, zero=1), coded(dtypes.i16, 2), "C1"),
         (coded(dtypes.i16, 2, scale=(1.0, 2.0), axis=0), coded(dtypes.i16, 3, 2), "C2"),
         (coded(dtypes.i16, 2, scale=(2.0**31,)), coded(dtypes.i16, 2), "ratio of scales"),
         (coded(dtypes.i16, 2), coded(dtypes.i16, 3), "2 and 3|broadcast"),
