@@ -11,6 +11,7 @@ import numpy as np
 from planish.ir import ops
 from planish.ir.errors import UnsupportedOp, UsageError
 from planish.ir.graph import Graph, Node, Value
+from planish.ir.int_ranges import overflows
 from planish.ir.op import Const, constant
 from planish.passes.base import Context, Pass
 from planish.passes.calibration import Request, Statistics, collect
@@ -70,6 +71,13 @@ class Integerize(Pass):
             context.layer_errors[:] = layer_errors(reference, graph, pairs, plan, context)
         changes.rewrites = Counter({self.name: driver.converted, "16-bit activations": driver.widened})
         changes.skipped += [(str(node.loc), reason) for node, reason in driver.islands]
+        unproved = overflows(graph)
+        changes.skipped += [("", f"not proved: {what}") for what in unproved]
+        if self.strict and unproved:
+            raise UnsupportedOp(
+                f"{len(unproved)} sums aren't proved to fit; the first: {unproved[0]}",
+                remedy="fix symbolic extents with --shape, or leave --strict out",
+            )
         if self.strict and driver.islands:
             node, reason = driver.islands[0]
             raise UnsupportedOp(
