@@ -1,0 +1,219 @@
+"""What follows a reduction, element by element, on vectors: the expression of a region and where its elements go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from tvm.script.ir_builder import tirx as T
+
+from planish.backends.tvm.expressions import (
+    POINTWISE,
+    RENAMING,
+    Reader,
+    broadcast,
+    centred,
+    dyadic,
+    largest,
+    moved,
+    shape_of,
+)
+from planish.backends.tvm.isa import Isa
+from planish.backends.tvm.regions import Region
+from planish.backends.tvm.scope import Expr, Index, Scope
+from planish.ir import ops
+from planish.ir.graph import Node, Value
+from planish.ir.ops.quantize import quant_of
+
+WIDEST = 64  # lanes of a vector of bytes
+
+
+@dataclass(frozen=True)
+class Context:
+    """What kernels are written for: all stored values, and the instruction set."""
+
+    stored: frozenset[Value]
+    isa: Isa
+
+
+class Epilogue:
+    """Writes elements of a region's result.
+
+    reduced: gives the anchor's result, if there is one. Further values may be added to `given`.
+    """
+
+    def __init__(
+        self,
+        scope: Scope,
+        region: Region,
+        context: Context,
+        reduced: Callable[[Index], Expr] | None = None,
+    ):
+        self.region, self.scope, self.isa = region, scope, context.isa
+        self.given: dict[Value, Callable[[Index], Expr]] = {}
+        if reduced is not None:
+            assert region.anchor is not None
+            self.given[region.anchor.result] = reduced
+        self.rescaled: dict[tuple[Node, int], Callable[[Index], Expr]] = {}
+        self.reader = Reader(scope, context.stored - {region.result}, self.given, self.rescaled)
+        self._stages = self._staged(region.value)
+
+    def write(self, index: Index) -> None:
+        """Store the element at `index` of the region's value."""
+        self._store(index, self.reader.at(self.region.value, index))
+
+    def write_lanes(self, at: Callable[[Expr], Index], lanes: int) -> None:
+        """Store `lanes` elements at once; `at` gives the index of each."""
+        self.stage(at, lanes)
+        with vector(lanes) as lane:
+            self.write(at(lane))
+
+    def write_row(self, outer: Index, extent: int) -> None:
+        """Store a row of the region's value, in vectors."""
+        for start, lanes in chunks(extent, WIDEST):
+            self.write_lanes(lambda lane, start=start: (*outer, start + lane), lanes)  # type: ignore[misc]
+
+    def _store(self, index: Index, element: Expr) -> None:
+        for move in self.region.moves:
+            index = moved(move, index)
+        T.buffer_store(self.scope.value(self.region.result), element, list(index) or [0])
+
+    def _look_up(self, table: Node, at: Callable[[Expr], Index], lanes: int) -> None:
+        """Elements of a table of bytes for a whole vector, which no expression of one element can say."""
+        codes = T.alloc_buffer((lanes,), "uint8", scope="global")
+        low = table.inputs[0].tensor.dtype.min
+        with vector(lanes) as lane:
+            self.lane = lane
+            place = T.cast(self.reader.at(table.inputs[0], at(lane)), "int32") - low
+            T.buffer_store(codes, T.cast(place, "uint8"), [lane])
+        entries = self.scope.value(table.inputs[1])
+        found = T.alloc_buffer((lanes,), entries.dtype, scope="global")
+        all_lanes = T.Ramp(0, 1, lanes) if lanes > 1 else 0
+        T.buffer_store(found, self.isa.lookup(entries, codes[all_lanes], lanes), [all_lanes])
+        lane_at = lane_of(at)
+        self.given[table.result] = lambda index: found[lane_at(index)]
+
+    def stage(self, at: Callable[[Expr], Index], lanes: int) -> None:
+        """Compute what whole vectors do better than single elements: rescalings, and tables of bytes."""
+        self.rescaled.clear()
+        for node in self._stages:
+            self.given.pop(node.result, None)
+        for node in self._stages:
+            if isinstance(node.op, ops.IntTable):
+                self._look_up(node, at, lanes)
+            else:
+                for position in range(len(node.inputs)):
+                    self._rescale(node, position, at, lanes)
+
+    def _rescale(self, node: Node, position: int, at: Callable[[Expr], Index], lanes: int) -> None:
+        """An operand on the scale of the result, if both have 32 bits and the vector is long enough."""
+        value = node.inputs[position]
+        quant, width = quant_of("x", value.tensor), min(self.isa.lanes, lanes)
+        if width < 4 or largest(node, position) >= 2**31 or (quant.zero and value.tensor.dtype.bits > 16):
+            return
+        codes, found = (T.alloc_buffer((lanes,), "int32", scope="global") for _ in range(2))
+        with vector(lanes) as lane:
+            code = self.reader.operand(node, position, at(lane))
+            if quant.zero:
+                code = centred(node, position, code, self.scope)
+            T.buffer_store(codes, T.cast(code, "int32"), [lane])
+        multiplier, half, shift = dyadic(node, position, self.scope)
+        channels = multiplier
+        if quant.axis is not None:
+            channels = T.alloc_buffer((lanes,), "int32", scope="global")
+            with vector(lanes) as lane:
+                own = broadcast(at(lane), shape_of(value))[quant.axis]
+                T.buffer_store(channels, multiplier[own], [lane])
+        for start in range(0, lanes, width):
+            every = T.Ramp(start, 1, width)
+            factor = T.Broadcast(multiplier, width) if quant.axis is None else channels[every]
+            T.buffer_store(found, times(codes[every], factor, half, shift, width), [every])
+        lane_at = lane_of(at)
+        self.rescaled[node, position] = lambda index: found[lane_at(index)]
+
+    def _staged(self, value: Value) -> list[Node]:
+        """Nodes of the region's expression, in order, that whole vectors compute."""
+        node = value.node
+        if node is None or value in self.given or type(node.op) not in (*POINTWISE, *RENAMING):
+            return []
+        if value in self.reader.stored:
+            return []
+        found = [inner for operand in node.inputs for inner in self._staged(operand)]
+        if isinstance(node.op, ops.Requantize | ops.IntAdd):
+            return [*found, node]
+        bytes_only = isinstance(node.op, ops.IntTable) and all(v.tensor.dtype.bits == 8 for v in node.inputs)
+        return [*found, node] if bytes_only and self.isa.byte_table else found
+
+
+def lane_of(at: Callable[[Expr], Index]) -> Callable[[Index], Expr]:
+    """From the index of an element of a vector back to its lane."""
+    first = at(0)
+
+    def lane(index: Index) -> Expr:
+        found: Expr = 0
+        for i, j in zip(index, first, strict=True):
+            found = found + (i - j)
+        return found
+
+    return lane
+
+
+def times(codes: Expr, factor: Expr, half: Expr, shift: Expr, lanes: int) -> Expr:
+    """(codes * factor + half) >> shift for int32 vectors, where results have 32 bits.
+
+    The products of even and of odd lanes have 64 bits in the same registers, so that nothing moves across lanes.
+    """
+    pairs, wide = lanes // 2, f"int64x{lanes // 2}"
+    left, right = T.reinterpret(wide, codes), T.reinterpret(wide, factor)
+    bits = T.Broadcast(T.int64(32), pairs)
+    amount, round_ = T.Broadcast(shift, pairs), T.Broadcast(half, pairs)
+
+    def product(a: Expr, b: Expr) -> Expr:
+        return (a * b + round_) >> amount
+
+    even = product((left << bits) >> bits, (right << bits) >> bits)
+    odd = product(left >> bits, right >> bits)
+    low = even & T.Broadcast(T.int64(0xFFFFFFFF), pairs)
+    return T.reinterpret(f"int32x{lanes}", low | (odd << bits))
+
+
+class vector:  # noqa: N801 - used like the builder's frames
+    """A loop over the lanes of a vector, or over the only one."""
+
+    def __init__(self, lanes: int):
+        self.frame = T.vectorized(0, lanes) if lanes > 1 else None
+
+    def __enter__(self) -> Expr:
+        return 0 if self.frame is None else self.frame.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        if self.frame is not None:
+            self.frame.__exit__(*error)
+
+
+def pieces(extent: int, widest: int) -> Iterator[tuple[int, int]]:
+    """Start and width of vectors that cover a row, widths being powers of two: others are slow."""
+    start = 0
+    while start < extent:
+        lanes = min(widest, 1 << ((extent - start).bit_length() - 1))
+        yield start, lanes
+        start += lanes
+
+
+def spans(extent: int, width: int) -> Iterator[tuple[Expr, int]]:
+    """Start and width of parts of a row: a loop over whole ones, then what is left."""
+    whole = extent // width
+    if whole > 1:
+        with T.serial(0, whole) as part:
+            yield part * width, width
+    elif whole:
+        yield 0, width
+    if extent % width:
+        yield whole * width, extent % width
+
+
+def chunks(extent: int, widest: int) -> Iterator[tuple[Expr, int]]:
+    """Start and width of vectors that cover a row: a loop over the widest, then smaller ones."""
+    for start, width in spans(extent, widest):
+        for inner, lanes in pieces(width, widest):
+            yield start + inner, lanes

@@ -1,0 +1,194 @@
+"""Instruction sets of CPUs: their vectors, their integer products, their byte tables."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from planish.ir.dtypes import DType
+from planish.ir.errors import UnsupportedOp
+
+Expr = Any
+
+
+@dataclass(frozen=True)
+class Product:
+    """Sums of `group` neighbouring products per 32-bit lane, acc[i] + sum(row[g] * panel[i][g]), exact modulo 2**32.
+
+    dtype: of the rows; panels are int8. intrinsic: of LLVM, "" for plain multiplications. whole: the intrinsic adds to
+    the accumulator itself, and takes panels as they are; else they are widened first.
+    """
+
+    dtype: str
+    group: int
+    intrinsic: str = ""
+    whole: bool = False
+
+    def __call__(self, acc: Expr, word: Expr, panel: Expr, lanes: int) -> Expr:
+        """word: `group` elements of a row in one integer. panel: int8 vector of lanes * group elements."""
+        if not self.intrinsic:
+            return acc + T.Cast(f"int32x{lanes}", panel) * T.Broadcast(T.Cast("int32", word), lanes)
+        row = T.reinterpret(f"{self.dtype}x{lanes * self.group}", T.Broadcast(word, lanes))
+        return self._multiplied(acc, row, panel, lanes)
+
+    def total(self, acc: Expr, row: Expr, lanes: int) -> Expr:
+        """Sums of neighbours: acc[i] + sum(row[i * group + g]) for a vector of row elements."""
+        if not self.intrinsic:
+            return acc + T.Cast(f"int32x{lanes}", row)
+        return self._multiplied(acc, row, T.Broadcast(T.int8(1), lanes * self.group), lanes)
+
+    def _multiplied(self, acc: Expr, row: Expr, panel: Expr, lanes: int) -> Expr:
+        name, count = T.llvm_lookup_intrinsic_id(self.intrinsic), lanes * self.group
+        if self.whole:
+            return T.call_llvm_pure_intrin(f"int32x{lanes}", name, acc, row, panel)
+        return acc + T.call_llvm_pure_intrin(f"int32x{lanes}", name, row, T.Cast(f"int16x{count}", panel))
+
+    def word(self, rows: Expr, offset: Expr) -> Expr:
+        """The `group` elements of a flat array from `offset` on."""
+        if self.group == 1:
+            return rows[offset]
+        return T.reinterpret("int32", rows[T.Ramp(offset, 1, self.group)])
+
+    @property
+    def ones(self) -> Expr:
+        """A word of ones."""
+        return T.int32({1: 1, 2: 0x00010001, 4: 0x01010101}[self.group])
+
+    def shift(self, dtype: DType) -> int:
+        """What is added to codes to make rows of them."""
+        if self.dtype == "uint8":
+            return -dtype.min
+        return -(2**15) if dtype.max > 2**15 - 1 else 0
+
+
+@dataclass(frozen=True)
+class Isa:
+    """Instructions that code may use.
+
+    lanes: 32-bit elements of a vector. registers: vectors that code can hold at a time. cpu, attributes: for LLVM.
+    features: what a CPU must say that it has (as in /proc/cpuinfo). byte_table: looks 64 bytes up in 256 at once.
+    """
+
+    name: str
+    summary: str
+    triple: str
+    cpu: str
+    attributes: tuple[str, ...]
+    features: frozenset[str]
+    lanes: int
+    registers: int
+    bytes_product: Product | None
+    words_product: Product
+    byte_table: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def target(self) -> dict[str, Any]:
+        """The target as TVM takes it."""
+        found: dict[str, Any] = {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu}
+        return {**found, "mattr": list(self.attributes)} if self.attributes else found
+
+    def product(self, dtype: DType) -> Product:
+        """The fastest exact product for codes of at most 16 bits by int8 weights."""
+        return self.bytes_product if self.bytes_product and dtype.bits <= 8 else self.words_product
+
+    def lookup(self, table: Expr, codes: Expr, lanes: int) -> Expr:
+        """table[codes] for a flat array of 256 bytes and a vector of at most 64 uint8 codes."""
+        wide = tirx.Shuffle([codes] * -(-64 // lanes), [tirx.const(i, "int32") for i in range(64)])
+        permute = T.llvm_lookup_intrinsic_id("llvm.x86.avx512.vpermi2var.qi.512")
+        parts = [T.reinterpret("uint8x64", table[T.Ramp(64 * i, 1, 64)]) for i in range(4)]
+        low = T.call_llvm_pure_intrin("uint8x64", permute, parts[0], wide, parts[1])
+        high = T.call_llvm_pure_intrin("uint8x64", permute, parts[2], wide, parts[3])
+        found = T.Select(wide < T.Broadcast(T.uint8(128), 64), low, high)
+        if lanes < 64:
+            found = tirx.Shuffle([found], [tirx.const(i, "int32") for i in range(lanes)])
+        return T.reinterpret(f"{table.dtype}x{lanes}", found)
+
+
+def reduced(how: str, array: Expr, lanes: int) -> Expr:
+    """The sum ("add") or the greatest ("max") of the first lanes of an array of integers, a power of two of them."""
+    if lanes == 1:
+        return array[0]
+    dtype = str(array.dtype)
+    name = how if how == "add" else ("umax" if dtype.startswith("u") else "smax")
+    intrinsic = T.llvm_lookup_intrinsic_id(f"llvm.vector.reduce.{name}")
+    return T.call_llvm_pure_intrin(dtype, intrinsic, array[T.Ramp(0, 1, lanes)])
+
+
+_V3 = frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe", "abm"})
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_LINUX = "x86_64-unknown-linux-gnu"
+_VNNI512 = Product("uint8", 4, "llvm.x86.avx512.vpdpbusd.512", whole=True)
+_WORDS512 = Product("int16", 2, "llvm.x86.avx512.pmaddw.d.512")
+_VNNI256 = Product("uint8", 4, "llvm.x86.avx512.vpdpbusd.256", whole=True)
+_WORDS256 = Product("int16", 2, "llvm.x86.avx2.pmadd.wd")
+_WIDE = "-prefer-256-bit"
+
+ISAS: Mapping[str, Isa] = {
+    isa.name: isa
+    for isa in (
+        Isa(
+            "avx512-vbmi", "AVX-512 with VNNI and VBMI: Ice Lake, Zen 4 and later", _LINUX, "x86-64-v4",
+            ("+avx512vnni", "+avx512vbmi", _WIDE), _V4 | {"avx512_vnni", "avx512vbmi"},
+            16, 32, _VNNI512, _WORDS512, byte_table=True,
+        ),
+        Isa(
+            "avx512-vnni", "AVX-512 with VNNI: Cascade Lake and later", _LINUX, "x86-64-v4",
+            ("+avx512vnni", _WIDE), _V4 | {"avx512_vnni"}, 16, 32, _VNNI512, _WORDS512,
+        ),
+        Isa(
+            "avx-vnni", "AVX2 with VNNI: Alder Lake and later", _LINUX, "x86-64-v3",
+            ("+avxvnni",), _V3 | {"avx_vnni"}, 8, 16, _VNNI256, _WORDS256,
+        ),
+        Isa(
+            "avx2", "AVX2: Haswell, Zen and later", _LINUX, "x86-64-v3", (), _V3,
+            8, 16, None, _WORDS256,
+        ),
+        Isa(
+            "x86-64", "any 64-bit x86", _LINUX, "x86-64", (), frozenset(),
+            4, 16, None, Product("int16", 2, "llvm.x86.sse2.pmadd.wd"),
+        ),
+        Isa(
+            "arm-i8mm", "64-bit ARM with i8mm: Neoverse V1, Apple M2 and later", "aarch64-unknown-linux-gnu",
+            "generic", ("+v8.2a", "+i8mm", "+dotprod"), frozenset({"asimddp", "i8mm"}), 4, 32,
+            Product("uint8", 4, "llvm.aarch64.neon.usdot.v4i32.v16i8", whole=True), Product("int16", 1),
+        ),
+        Isa(
+            "arm64", "any 64-bit ARM", "aarch64-unknown-linux-gnu", "generic", (), frozenset(),
+            4, 32, None, Product("int16", 1),
+        ),
+    )
+}  # fmt: skip
+"""By name, the best of each architecture first."""
+
+
+def host_isa(flags: Sequence[str] | None = None) -> Isa:
+    """The best instruction set that this CPU has. flags: of another CPU, as in /proc/cpuinfo."""
+    found = frozenset(cpu_flags() if flags is None else flags)
+    machine = platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64")
+    return next(isa for isa in ISAS.values() if isa.triple.startswith(machine) and isa.features <= found)
+
+
+def isa_named(name: str) -> Isa:
+    """The instruction set of that name, or the host's for "". Raises UnsupportedOp listing the known ones."""
+    if not name:
+        return host_isa()
+    if name not in ISAS:
+        raise UnsupportedOp(f"there is no instruction set {name!r}", remedy="known: " + ", ".join(ISAS))
+    return ISAS[name]
+
+
+def cpu_flags() -> frozenset[str]:
+    """Features of this CPU as Linux names them; empty elsewhere."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:
+            for line in file:
+                if line.startswith(("flags", "Features")):
+                    return frozenset(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return frozenset()

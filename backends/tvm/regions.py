@@ -1,0 +1,178 @@
+"""Which values are stored, and what is computed together: a region is a stored value and all that only it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from planish.backends.tvm.expressions import BIJECTIONS, EXPRESSIONS, MOVEMENT, POINTWISE, RENAMING
+from planish.backends.tvm.scope import extents
+from planish.ir import dtypes, ops
+from planish.ir.errors import UnsupportedOp
+from planish.ir.graph import Graph, Node, Value
+from planish.ir.op import Const, Op
+from planish.ir.ops.quantize import quant_of
+from planish.ir.types import TensorType
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Products, softmax and mean of one attention, computed row by row without storing the matrix of logits.
+
+    product: rows of the queries by the keys.  exponential: of its logits.  mean: of the values.
+    """
+
+    product: Node
+    exponential: Node
+    mean: Node
+
+
+@dataclass(frozen=True)
+class Region:
+    """A stored value.
+
+    anchor: the reduction that its expression rests on; None for a pointwise one.
+    value: what the expression gives; the stored result is it, moved by the ops `moves`.
+    """
+
+    value: Value
+    result: Value
+    moves: tuple[Node, ...]
+    anchor: Node | None
+    attention: Attention | None = None
+
+
+REDUCTIONS: tuple[type[Op], ...] = (
+    ops.IntLinear,
+    ops.IntMatMul,
+    ops.IntConv,
+    ops.IntReduceSum,
+    ops.IntLayerNorm,
+    ops.IntRMSNorm,
+    ops.IntExp,
+    ops.IntWeightedMean,
+    ops.Concat,
+)
+
+
+def regions(graph: Graph) -> tuple[list[Region], frozenset[Value]]:
+    """The regions in order of computation, and all stored values.
+
+    Raises UnsupportedOp listing the ops that have no kernel.
+    """
+    _check(graph)
+    outputs = set(graph.outputs)
+    fused: dict[Value, Value] = {}  # a reduction's result to the pointwise result that takes it in
+    attentions = {node: match for node in graph.nodes(ops.IntWeightedMean) if (match := _attention(node))}
+    absorbed = {value for attention in attentions.values() for value in _inside(attention)}
+    found: list[Region] = []
+    placed: set[Value] = set()
+    for node in graph:
+        if isinstance(node.op, Const | ops.Return) or not node.results or node.result in absorbed:
+            continue
+        value = node.result
+        if value in placed:
+            continue
+        if value in outputs or not _vanishes(node, fused):
+            anchor = _anchor(value, fused)
+            result, moves = _moved(value, outputs) if anchor is not None else (value, ())
+            placed.add(result)
+            found.append(Region(value, result, moves, anchor, attentions.get(anchor) if anchor else None))
+    return found, frozenset(region.result for region in found)
+
+
+def _check(graph: Graph) -> None:
+    known = (*EXPRESSIONS, *REDUCTIONS, Const, ops.Return)
+    missing = [node for node in graph if not isinstance(node.op, known)]
+    if missing:
+        names = ", ".join(sorted({node.op.name for node in missing}))
+        raise UnsupportedOp(
+            f"target tvm-cpu has no kernel for {names}",
+            where=str(missing[0].loc),
+            remedy="make the model integer first (--recipe integer), or take target ort-cpu",
+        )
+
+
+def _vanishes(node: Node, fused: dict[Value, Value]) -> bool:
+    """True if the result is computed where it is read instead of stored. Notes what a reduction is fused with."""
+    value, kind = node.result, type(node.op)
+    if kind in MOVEMENT or (kind in RENAMING and _anchor(value, fused) is None):
+        return True
+    reader = value.users[0] if len(value.uses) == 1 else None
+    if reader is None or type(reader.op) not in (*POINTWISE, *RENAMING):
+        return False
+    if value.tensor.dims != reader.result.tensor.dims:
+        return False
+    if kind in POINTWISE and _anchor(value, fused) is None:
+        return True
+    if any(other in fused for other in reader.inputs):
+        return False  # one reduction per region: the other operand rests on one already
+    fused[value] = reader.result
+    return True
+
+
+def _anchor(value: Value, fused: Mapping[Value, Value]) -> Node | None:
+    """The reduction that `value` rests on through unstored values."""
+    node = value.node
+    if node is None:
+        return None
+    if type(node.op) in REDUCTIONS:
+        return node
+    if type(node.op) in MOVEMENT:
+        return None
+    for operand in node.inputs:
+        if operand in fused:
+            return _anchor(operand, fused)
+    return None
+
+
+def _moved(value: Value, outputs: set[Value]) -> tuple[Value, tuple[Node, ...]]:
+    """What to store instead of `value`: its only readers move its elements, so they are written to where they go."""
+    moves: list[Node] = []
+    while len(value.uses) == 1 and value not in outputs and isinstance(value.users[0].op, BIJECTIONS):
+        moves.append(value.users[0])
+        value = value.users[0].result
+    return value, tuple(moves)
+
+
+def _attention(mean: Node) -> Attention | None:
+    """The attention that ends in a weighted mean, if its kernel can take it."""
+    weights, values = mean.inputs
+    exponential = _sole(weights, ops.IntExp)
+    if exponential is None:
+        return None
+    node = exponential.inputs[0].node
+    if len(exponential.inputs[0].uses) != 1:
+        return None
+    while node is not None and type(node.op) in (*POINTWISE, *RENAMING) and len(node.result.uses) == 1:
+        if node.inputs[0].tensor.dims != node.result.tensor.dims:
+            return None
+        node = node.inputs[0].node
+    if node is None or not isinstance(node.op, ops.IntMatMul) or len(node.result.uses) != 1:
+        return None
+    queries, keys = node.inputs
+    batches = {extents(v.tensor, v.hint)[:-2] for v in (queries, keys, values, weights, mean.result)}
+    fits = len(batches) == 1 and _is_centred_i8(keys) and _is_centred_i8(values)
+    fits = fits and queries.tensor.dtype.bits == 8 and weights.tensor.dtype == dtypes.u8
+    logits = exponential.inputs[0].tensor.dtype.bits <= 16
+    return Attention(node, exponential, mean) if fits and logits else None
+
+
+def _inside(attention: Attention) -> list[Value]:
+    """Values of an attention that are never stored."""
+    found = [attention.exponential.result]
+    while found[-1] is not attention.product.result:
+        node = found[-1].node
+        assert node is not None
+        found.append(node.inputs[0])
+    return found
+
+
+def _sole(value: Value, kind: type[Op]) -> Node | None:
+    """The node of that kind which makes a value that is read once."""
+    return value.node if len(value.uses) == 1 and isinstance(value.op, kind) else None
+
+
+def _is_centred_i8(value: Value) -> bool:
+    type_: TensorType = value.tensor
+    return type_.dtype == dtypes.i8 and quant_of("x", type_).zero == 0
