@@ -13,12 +13,15 @@ from planish.ir.errors import UnsupportedOp
 class Target:
     """A runtime on a kind of machine.
 
-    spellings: how ops are written for it, by what was measured fastest there.
+    spellings: how ops are written for it in ONNX, by what was measured fastest there.
+    compiled: to machine code, of the instruction set `isa` ("": the best that this CPU has), for fixed shapes.
     """
 
     name: str
     summary: str
     spellings: Spellings
+    compiled: bool = False
+    isa: str = ""
 
     def __str__(self) -> str:
         return self.name
@@ -31,6 +34,7 @@ TARGETS: Mapping[str, Target] = {
             "ort-cpu", "ONNX Runtime on CPU: an ONNX file, each op in the spelling that runs fastest there", ORT_CPU
         ),
         Target("onnx", "portable ONNX: every op in its newest standard spelling, timed on ONNX Runtime", STANDARD),
+        Target("tvm-cpu", "a library of machine code for integer models, compiled by TVM", STANDARD, compiled=True),
     )
 }
 

@@ -4,6 +4,7 @@ import planish
 graph = planish.load("model.onnx")                      # ONNX file, torch module, ExportedProgram or .pt2
 graph = planish.optimize(graph, "default")              # a recipe, a pipeline, or its text
 artifact = planish.compile("model.onnx", "out/")        # optimize, write, verify and time
+outputs = planish.load_artifact("out/")(x=images)        # run what was written
 """
 
 from importlib import import_module
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
     from planish.passes.rewrite import rule as rule
     from planish.tools.compiling import compile as compile
     from planish.tools.compiling import optimize as optimize
+    from planish.tools.sessions import load_artifact as load_artifact
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "load": "planish.frontend",
+    "load_artifact": "planish.tools.sessions",
     "optimize": "planish.tools.compiling",
     "compile": "planish.tools.compiling",
     "Pass": "planish.passes.base",
@@ -34,7 +37,19 @@ _HOMES = {
     "Target": "planish.backends.targets",
 }
 
-__all__ = ["Pass", "Pipeline", "RulePass", "Target", "__version__", "compile", "load", "optimize", "reject", "rule"]
+__all__ = [
+    "Pass",
+    "Pipeline",
+    "RulePass",
+    "Target",
+    "__version__",
+    "compile",
+    "load",
+    "load_artifact",
+    "optimize",
+    "reject",
+    "rule",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from planish.backends.ort.session import Session
+from planish.tools.sessions import Model
 
 SCALE, ZERO = "planish.scale.", "planish.zero."
 
@@ -26,7 +26,7 @@ class Boundary:
         return Boundary({name: (float(metadata[SCALE + name]), int(metadata.get(ZERO + name, "0"))) for name in names})
 
     @staticmethod
-    def of_session(session: Session) -> Boundary:
+    def of_session(session: Model) -> Boundary:
         return Boundary.of(session.metadata)
 
     def encoded(
@@ -42,7 +42,7 @@ class Boundary:
                 encoded[name] = np.clip(codes, bounds.min, bounds.max).astype(dtype)
         return encoded
 
-    def encoded_for(self, session: Session, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def encoded_for(self, session: Model, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The feed as a session takes it."""
         if not self.codes:
             return dict(feed)

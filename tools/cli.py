@@ -55,6 +55,13 @@ def optimize(
         Path | None, typer.Option("--output", "-o", help="Folder to make for the artifact.", show_default=False)
     ] = None,
     target: Annotated[str, typer.Option(help="Runtime to optimize for.")] = "ort-cpu",
+    isa: Annotated[
+        str | None,
+        typer.Option(
+            help="Target tvm-cpu: instruction set to use, such as avx2. Default: the best of this CPU.",
+            show_default=False,
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -141,7 +148,6 @@ def optimize(
         if list_passes:
             _print_passes(as_json)
             return
-        from planish.backends.targets import target_named
         from planish.ir.errors import UsageError
         from planish.passes.observers import DumpText, PrintAfter
         from planish.tools.recipe_file import chosen_pipeline
@@ -155,7 +161,7 @@ def optimize(
             "source": model,
             "out": output,
             "pipeline": pipeline,
-            "target": target_named(target),
+            "target": _target(target, isa),
             "shapes": {**shapes, **_shapes(model, shape)},
             "calib": calib,
             "calib_cache": calib_cache,
@@ -180,6 +186,19 @@ def optimize(
         if print_ir_after:
             observers.append(PrintAfter(frozenset(print_ir_after)))
         _run_job({**job, "observers": tuple(observers)}, as_json, time_passes)
+
+
+def _target(name: str, isa: str | None) -> Any:
+    """The target of that name, for that instruction set."""
+    from dataclasses import replace
+
+    from planish.backends.targets import target_named
+    from planish.ir.errors import UsageError
+
+    target = target_named(name)
+    if isa is not None and not target.compiled:
+        raise UsageError("--isa is for targets that compile", remedy="add --target tvm-cpu")
+    return replace(target, isa=isa or "")
 
 
 def _integer_options(pipeline: Any, profile: str | None, strict: bool) -> Any:

@@ -62,7 +62,8 @@ def inspect(
     with reported(debug):
         from planish.ir.errors import UsageError
         from planish.tools.cli import _shapes
-        from planish.tools.compiling import MODEL_FILE, optimize, resolve_pipeline
+        from planish.tools.compiling import optimize, resolve_pipeline
+        from planish.tools.sessions import MODEL_FILE
 
         if model.is_dir():
             model = model / MODEL_FILE
@@ -240,6 +241,6 @@ def doctor(as_json: _Json = False, debug: _Debug = False) -> None:
 
 
 def _file(path: Path) -> Path:
-    from planish.tools.compiling import MODEL_FILE
+    from planish.tools.sessions import model_in
 
-    return path / MODEL_FILE if path.is_dir() else path
+    return model_in(path)

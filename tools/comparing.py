@@ -21,10 +21,10 @@ def compare_files(
 
     tolerance: "exact", "rounding", or a least SQNR in dB. Raises UsageError for another text.
     """
-    from planish.backends.ort.session import open_session
+    from planish.tools.sessions import open_model
 
     bar = _tolerance(tolerance)
-    first = open_session(original, what="the original model")
+    first = open_model(original, what="the original model")
     specs: dict[str, InputSpec] = {}
     for info in first.inputs:
         if info.dtype is None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from planish.backends.onnx.writer import WrittenModel, write
 from planish.backends.ort.evaluate import evaluate_opaque
 from planish.backends.ort.taps import taps
 from planish.backends.targets import TARGETS, Target, target_named
@@ -34,8 +33,8 @@ from planish.tools.description import describe, source_files, source_ops
 from planish.tools.measure import Measurements, measure_models
 from planish.tools.model_stats import ModelStats, bytes_of, graph_ops
 from planish.tools.verify import ROUNDING, Tolerance, Verification, first_divergence, verify
+from planish.tools.writing import Written, fixed_batch, write_for
 
-MODEL_FILE = "model.onnx"
 RANDOM_SAMPLES = 3  # feeds drawn for verification when the user gives none
 CALIBRATION_BATCH = 8  # samples per feed of calibration: memory stays small whatever the number of samples
 VERIFY_BATCH = 32  # samples per feed where the batch dimension is symbolic
@@ -102,7 +101,7 @@ class Outcome:
     after: ModelStats
     understood: Mapping[str, int]
     context: Context
-    written: WrittenModel
+    written: Written
     seconds: Mapping[str, float]
     data: CalibrationSet | None = None
     verification: Verification | None = None
@@ -196,6 +195,9 @@ class _Run:
         with artifact_folder(job.out, force=job.force, protect=[job.source]) as folder:
             with self._stage("read"):
                 graph = load(job.source, shapes=job.shapes)
+                if job.target.compiled and (batch := fixed_batch(graph)):
+                    job = self.job = replace(job, shapes={**batch, **job.shapes})
+                    graph = load(job.source, shapes=job.shapes)
             before = ModelStats(source_ops(graph), bytes_of(source_files(job.source, graph)))
             inputs = input_specs(graph)
             data = None
@@ -212,7 +214,7 @@ class _Run:
                 with self._stage("optimize"):
                     job.pipeline.run(graph, self.context)
             with self._stage("write"):
-                written = write(graph, folder / MODEL_FILE, opset=job.opset, spellings=job.target.spellings)
+                written = write_for(graph, folder, job.target, opset=job.opset)
             outcome = Outcome(
                 job,
                 before,
@@ -258,7 +260,7 @@ class _Run:
         return found
 
     def _checked(self, outcome: Outcome, folder: Path, graph: Graph, inputs: Mapping[str, InputSpec]) -> Outcome:
-        job, artifact = self.job, folder / MODEL_FILE
+        job, artifact = self.job, outcome.written.model
         feeds, reason = outcome.data, ""
         if job.verify_with is not None:
             with self._stage("check data"):

@@ -56,7 +56,7 @@ def describe(outcome: Outcome, folder: Path, graph: Graph) -> manifests.Manifest
         files=manifests.describe_files(folder),
         pipeline=str(job.pipeline),
         target=job.target.name,
-        opset={**graph.opsets, "": outcome.written.opset},
+        opset=dict(graph.opsets) if outcome.written.opset is None else {**graph.opsets, "": outcome.written.opset},
         inputs=tuple(entry(v.hint, v.type) for v in graph.inputs),
         outputs=tuple(entry(n, v.type) for n, v in zip(names, graph.outputs, strict=True)),
         passes=tuple(passes),

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from planish.backends.ort.session import Session, open_session
 from planish.ir.errors import UsageError
 from planish.tools.boundary import Boundary
 from planish.tools.measure_worker import Worker
+from planish.tools.sessions import Model, open_model
 
 Verdict = Literal["faster", "equal", "slower"]
 Progress = Callable[[int, int], None]
@@ -92,12 +92,12 @@ def measure_models(
         return measure_in_processes(
             models, feeds, threads=threads, baseline=baseline, seconds=seconds, on_progress=on_progress
         )
-    sessions = {name: open_session(path, threads=1, what=f"the model '{name}'") for name, path in models.items()}
+    sessions = {name: open_model(path, threads=1, what=f"the model '{name}'") for name, path in models.items()}
     return measure(sessions, feeds, baseline=baseline, seconds=seconds, on_progress=on_progress)
 
 
 def measure(
-    sessions: Mapping[str, Session],
+    sessions: Mapping[str, Model],
     feeds: Mapping[str, np.ndarray],
     *,
     baseline: str | None = None,
@@ -112,7 +112,7 @@ def measure(
     baseline: name that ratios refer to, by default the first. seconds: when to stop, once `min_rounds` are done.
     """
 
-    def timed(session: Session) -> Callable[[], float]:
+    def timed(session: Model) -> Callable[[], float]:
         fed = Boundary.of_session(session).encoded_for(session, feeds)
 
         def run() -> float:

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from planish.backends.ort.session import open_session
 from planish.ir.errors import LoweringError, PlanishError
 from planish.tools.boundary import Boundary
+from planish.tools.sessions import open_model
 
 
 class Worker:
@@ -80,7 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         feeds = _read_feeds(arguments.feeds)
-        session = open_session(arguments.model, threads=arguments.threads)
+        session = open_model(arguments.model, threads=arguments.threads)
         feeds = Boundary.of_session(session).encoded_for(session, feeds)
         session.run(feeds)
         print(json.dumps({"ready": True}), flush=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from planish.backends.ort.session import open_session
 from planish.frontend.calibration import InputSpec, open_calibration
 from planish.ir.errors import UnsupportedOp, UsageError
 from planish.tools.compiling import VERIFY_BATCH
+from planish.tools.sessions import open_model
 
 
 def run_file(
@@ -31,7 +31,7 @@ def run_file(
         raise UsageError(
             "the output exists already", where=str(output), remedy="name another, or replace it with --force"
         )
-    session = open_session(model, threads=threads)
+    session = open_model(model, threads=threads)
     specs: dict[str, InputSpec] = {}
     for info in session.inputs:
         if info.dtype is None:

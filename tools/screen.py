@@ -144,7 +144,10 @@ def _summary(outcome: Outcome) -> Panel:
     grid.add_column(style="bold")
     grid.add_column(overflow="fold")
     grid.add_row("size", f"{mib(outcome.before.bytes)} -> {mib(outcome.after.bytes)}")
-    grid.add_row("opset", f"{outcome.written.opset} ({outcome.written.opset_reason})")
+    if outcome.written.opset is None:
+        grid.add_row("code", outcome.written.note)
+    else:
+        grid.add_row("opset", f"{outcome.written.opset} ({outcome.written.note})")
     grid.add_row("agreement", _agreement(outcome.verification, outcome.unverified))
     if outcome.measurements is not None:
         grid.add_row("speed", speed_line(outcome.measurements))
@@ -186,7 +189,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "target": job.target.name,
         "pipeline": str(job.pipeline),
         "opset": outcome.written.opset,
-        "opset_reason": outcome.written.opset_reason,
+        "opset_reason": outcome.written.note,
         "nodes": {"before": outcome.before.nodes, "after": outcome.after.nodes},
         "ops": {"before": dict(outcome.before.ops), "after": dict(outcome.after.ops)},
         "understood": dict(outcome.understood),

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from planish.backends.ort.session import Session, open_session
 from planish.ir.errors import CalibrationError, FrontendError, LoweringError
 from planish.tools.boundary import Boundary
 from planish.tools.comparison import EXACT, ROUNDING, Difference, Tolerance
 from planish.tools.divergence import Divergence, correspondence, first_divergence
+from planish.tools.sessions import Model, open_model
 
 __all__ = [
     "EXACT",
@@ -131,8 +131,8 @@ class Verification:
 
 
 def verify(
-    original: Path | Session,
-    artifact: Path | Session,
+    original: Path | Model,
+    artifact: Path | Model,
     feeds: Iterable[Mapping[str, np.ndarray]],
     *,
     tolerance: Tolerance = ROUNDING,
@@ -185,11 +185,11 @@ def verify(
     return Verification(tolerance, count, rows, tuple(problems), worst_feed, minimum)
 
 
-def _session(model: Path | Session, what: str, error: type[FrontendError | LoweringError], threads: int) -> Session:
-    return model if isinstance(model, Session) else open_session(model, threads=threads, what=what, error=error)
+def _session(model: Path | Model, what: str, error: type[FrontendError | LoweringError], threads: int) -> Model:
+    return open_model(model, threads=threads, what=what, error=error) if isinstance(model, Path) else model
 
 
-def _interface_problems(original: Session, artifact: Session) -> list[str]:
+def _interface_problems(original: Model, artifact: Model) -> list[str]:
     problems = []
     pairs = (("input", original.inputs, artifact.inputs), ("output", original.outputs, artifact.outputs))
     for kind, before, after in pairs:
@@ -207,7 +207,7 @@ def _labels_of(output: Any, labels: np.ndarray | None, start: int) -> np.ndarray
     return labels[start : start + len(output)]
 
 
-def _repeats(session: Session, feed: Mapping[str, np.ndarray], name: str, value: Any) -> bool:
+def _repeats(session: Model, feed: Mapping[str, np.ndarray], name: str, value: Any) -> bool:
     """Whether the original gives the same value twice; one with random operators doesn't."""
     return Difference(EXACT).add(value, session.run(feed, [name])[name]) == 0
 

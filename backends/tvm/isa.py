@@ -10,6 +10,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from planish.backends.tvm.cpu import cpu_flags
 from planish.ir.dtypes import DType
 from planish.ir.errors import UnsupportedOp
 
@@ -180,15 +181,3 @@ def isa_named(name: str) -> Isa:
     if name not in ISAS:
         raise UnsupportedOp(f"there is no instruction set {name!r}", remedy="known: " + ", ".join(ISAS))
     return ISAS[name]
-
-
-def cpu_flags() -> frozenset[str]:
-    """Features of this CPU as Linux names them; empty elsewhere."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as file:
-            for line in file:
-                if line.startswith(("flags", "Features")):
-                    return frozenset(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    return frozenset()

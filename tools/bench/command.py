@@ -106,7 +106,6 @@ def run_bench(
 
     evaluate_with: data to compare every file's first output with the model's on; figures under `quality`, else empty.
     """
-    from planish.backends.onnx.writer import write
     from planish.backends.targets import target_named
     from planish.frontend import load
     from planish.frontend.calibration import open_calibration
@@ -114,17 +113,21 @@ def run_bench(
     from planish.tools.bench.quality import quality_of
     from planish.tools.compiling import CALIBRATION_BATCH, VERIFY_BATCH, input_specs, optimize, single_sample
     from planish.tools.measure import measure_models
+    from planish.tools.writing import fixed_batch, write_for
 
     chosen = {name: contender_named(name) for name in against}
+    chosen_target = target_named(target)
     graph = load(model)
+    if chosen_target.compiled and (batch := fixed_batch(graph)):
+        graph = load(model, shapes=batch)
     inputs = input_specs(graph)
     data = open_calibration(calib or "random:1", inputs, seed=seed, batch=CALIBRATION_BATCH)
     test = None if evaluate_with is None else open_calibration(evaluate_with, inputs, seed=seed, batch=VERIFY_BATCH)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         optimized = optimize(graph, recipe, target=target, calibration=data if calib else None, seed=seed)
-        write(optimized, folder / "artifact.onnx", spellings=target_named(target).spellings)
-        files = {"artifact": folder / "artifact.onnx"}
+        (folder / "artifact").mkdir()
+        files = {"artifact": write_for(optimized, folder / "artifact", chosen_target).model}
         failed: dict[str, str] = {}
         for name, prepare in chosen.items():
             try:

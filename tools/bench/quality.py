@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from planish.backends.ort.session import Session, open_session
 from planish.frontend.calibration import CalibrationSet
 from planish.tools.boundary import Boundary
 from planish.tools.comparison import EXACT, Difference
+from planish.tools.sessions import Model, open_model
 
 Figures = dict[str, float | None]
 
@@ -22,8 +22,8 @@ def quality_of(model: Path, files: Mapping[str, Path], data: CalibrationSet) -> 
     They are of the model's first output; None where they make no sense (no labels, no classes, equal results).
     The model runs once per feed, one feed is in memory at a time.
     """
-    original = open_session(model, threads=0, what="the original model")
-    sessions = {name: open_session(path, threads=0, what=f"the model '{name}'") for name, path in files.items()}
+    original = open_model(model, threads=0, what="the original model")
+    sessions = {name: open_model(path, threads=0, what=f"the model '{name}'") for name, path in files.items()}
     output = original.outputs[0].name
     differences = {name: Difference(EXACT) for name in files}
     start = 0
@@ -38,7 +38,7 @@ def quality_of(model: Path, files: Mapping[str, Path], data: CalibrationSet) -> 
     return {name: _figures(found, labelled) for name, found in differences.items()}
 
 
-def _run(session: Session, feed: Mapping[str, np.ndarray], output: str) -> np.ndarray:
+def _run(session: Model, feed: Mapping[str, np.ndarray], output: str) -> np.ndarray:
     boundary = Boundary.of_session(session)
     result: np.ndarray = boundary.decoded(output, session.run(boundary.encoded_for(session, feed))[output])
     return result

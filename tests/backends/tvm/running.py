@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from planish.backends.tvm.build import Executable
-from planish.backends.tvm.isa import ISAS, Isa, cpu_flags, host_isa
+from planish.backends.tvm.cpu import cpu_flags
+from planish.backends.tvm.isa import ISAS, Isa, host_isa
 from planish.backends.tvm.program import lower
 from planish.ir.graph import Graph
 from planish.ir.interpret import interpret

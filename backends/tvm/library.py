@@ -1,0 +1,126 @@
+"""Writing a compiled artifact: a shared library, its constants, what it takes and needs, and TVM's small runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import tvm
+
+from planish.backends.tvm.build import compiled
+from planish.backends.tvm.isa import Isa
+from planish.backends.tvm.program import Port, Program, lower
+from planish.backends.tvm.runtime import CONSTANTS, DESCRIPTION, FORMAT, LIBRARY, RUNTIME
+from planish.ir.errors import LoweringError
+from planish.ir.graph import Graph
+from planish.ir.text import print_graph
+
+
+@dataclass(frozen=True)
+class WrittenLibrary:
+    """What was written. ops: calls of kernels by the op that ends them. cached: True if the code was at hand."""
+
+    files: tuple[Path, ...]
+    ops: dict[str, int]
+    kernels: int
+    arena_bytes: int
+    cached: bool
+
+
+def write_library(graph: Graph, folder: Path, isa: Isa) -> WrittenLibrary:
+    """Compile a graph of fixed shapes into `folder`.
+
+    Machine code is kept in the user's cache by the hash of what it is made from (PLANISH_CACHE, "" to switch it off).
+    Raises UnsupportedOp for ops without a kernel, LoweringError where no C compiler can link.
+    """
+    program = lower(graph, isa)
+    library = folder / LIBRARY
+    cached = _from_cache(graph, program, isa, library)
+    (folder / CONSTANTS).write_bytes(program.constants.tobytes())
+    metadata = graph.extras.get("metadata")
+    description = {
+        "format": FORMAT,
+        "isa": isa.name,
+        "triple": isa.triple,
+        "features": sorted(isa.features),
+        "inputs": [_entry(port) for port in program.inputs],
+        "outputs": [_entry(port) for port in program.outputs],
+        "arena": program.arena_bytes,
+        "constants": int(program.constants.nbytes),
+        "metadata": dict(metadata) if isinstance(metadata, dict) else {},
+    }
+    text = json.dumps(description, indent=2, sort_keys=True)
+    (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8", newline="\n")
+    shutil.copyfile(runtime_file(), folder / RUNTIME)
+    ops: dict[str, int] = {}
+    for call in program.calls:
+        op = call.kernel.title.split()[0]
+        ops[op] = ops.get(op, 0) + 1
+    files = tuple(folder / name for name in (LIBRARY, CONSTANTS, DESCRIPTION, RUNTIME))
+    return WrittenLibrary(files, ops, len({c.name for c in program.calls}), program.arena_bytes, cached)
+
+
+def runtime_file() -> Path:
+    """TVM's runtime without its compiler, as the wheel carries it."""
+    spec = importlib.util.find_spec("tvm")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "lib" / RUNTIME
+
+
+def _from_cache(graph: Graph, program: Program, isa: Isa, path: Path) -> bool:
+    """Put the program's library at `path`; True if it didn't need to be compiled."""
+    cache = _cache_folder()
+    if cache is None:
+        _export(program, isa, path)
+        return False
+    kept = cache / f"{_content_hash(graph, isa)}.so"
+    if kept.is_file():
+        shutil.copyfile(kept, path)
+        return True
+    _export(program, isa, path)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = cache / f".{secrets.token_hex(8)}"
+        shutil.copyfile(path, partial)
+        os.replace(partial, kept)
+    except OSError:
+        pass  # a cache that can't be written only costs time
+    return False
+
+
+def _content_hash(graph: Graph, isa: Isa) -> str:
+    """Of all that decides what the machine code is: the graph, the instruction set, TVM, and this folder's sources."""
+    found = hashlib.sha256(
+        f"{tvm.__version__} {isa.name} {sorted(isa.target().items())}\n{print_graph(graph)}".encode()
+    )
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(source.read_bytes())
+    return found.hexdigest()
+
+
+def _cache_folder() -> Path | None:
+    chosen = os.environ.get("PLANISH_CACHE")
+    if chosen is not None:
+        return Path(chosen) if chosen else None
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "planish" / "libraries"
+
+
+def _export(program: Program, isa: Isa, path: Path) -> None:
+    try:
+        compiled(program, isa.target()).export_library(str(path))
+    except (RuntimeError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise LoweringError(
+            f"can't link the library: {reason}", remedy="install a C++ compiler (g++), which links it"
+        ) from error
+
+
+def _entry(port: Port) -> dict[str, object]:
+    return {"name": port.name, "dtype": port.dtype, "shape": list(port.shape)}

@@ -1,0 +1,61 @@
+"""Writing a graph for its target: as an ONNX file, or compiled to machine code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from planish.backends.onnx.writer import write
+from planish.backends.targets import Target
+from planish.ir.errors import UnsupportedOp
+from planish.ir.graph import Graph
+from planish.ir.types import TensorType
+from planish.tools.sessions import MODEL_FILE
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written. model: what to open. files: all that counts as the model, TVM's runtime doesn't.
+
+    opset: of an ONNX file, None for machine code. note: how the form was chosen.
+    """
+
+    model: Path
+    files: tuple[Path, ...]
+    ops: Mapping[str, int]
+    opset: int | None
+    note: str
+
+
+def write_for(graph: Graph, folder: Path, target: Target, *, opset: int | None = None) -> Written:
+    """Write `graph` into `folder` for `target`.
+
+    Raises UnsupportedOp where the target has no form of an op or TVM isn't installed, LoweringError if it fails.
+    """
+    if not target.compiled:
+        model = write(graph, folder / MODEL_FILE, opset=opset, spellings=target.spellings)
+        return Written(folder / MODEL_FILE, tuple(model.files), model.ops, model.opset, model.opset_reason)
+    try:
+        from planish.backends.tvm.isa import isa_named
+        from planish.backends.tvm.library import write_library
+        from planish.backends.tvm.runtime import RUNTIME
+    except ImportError as error:
+        raise UnsupportedOp(
+            f"target {target} needs TVM: {error}", remedy='pip install "planish[tvm]", or take target ort-cpu'
+        ) from error
+    isa = isa_named(target.isa)
+    library = write_library(graph, folder, isa)
+    files = tuple(path for path in library.files if path.name != RUNTIME)
+    state = "from the cache" if library.cached else "compiled"
+    note = f"{isa.name}: {sum(library.ops.values())} calls of {library.kernels} kernels, {state}"
+    return Written(folder, files, library.ops, None, note)
+
+
+def fixed_batch(graph: Graph) -> dict[str, tuple[int | str, ...]]:
+    """Shapes that make the batch 1 where only it is symbolic, for targets that compile fixed shapes."""
+    found: dict[str, tuple[int | str, ...]] = {}
+    for value in graph.inputs:
+        if isinstance(value.type, TensorType) and value.type.shape and isinstance(value.type.shape[0], str):
+            found[value.hint] = (1, *(d if isinstance(d, int) else str(d) for d in value.type.shape[1:]))
+    return found
