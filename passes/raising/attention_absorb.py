@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from planish.ir.graph import Value
+from planish.ir.op import constant
 from planish.ir.ops import Attention, Div, Expand, Mul, Reshape, Squeeze, Tile, Transpose, Unsqueeze
-from planish.passes.exactness import ROUNDING
+from planish.passes.exactness import EXACT, ROUNDING
 from planish.passes.pattern import Maybe, Pattern, Scalar, attr, either
 from planish.passes.raising.parameters import quotient, shortest
 from planish.passes.rewrite import reject, rule
@@ -92,6 +93,23 @@ def repeated_heads_as_groups(
     return result
 
 
+def attention_with_mask(q: Pattern, k: Pattern, v: Pattern, mask: Pattern) -> Pattern:
+    return Attention(scale=attr("scale"), causal=attr("causal"))(q, k, v, mask)
+
+
+@rule(attention_with_mask, exactness=EXACT)
+def idle_mask_dropped(q: Value, k: Value, v: Value, mask: Value, scale: float, causal: bool) -> Value:
+    """Attention(q, k, v, mask) = Attention(q, k, v), where the mask is zero, or true, everywhere."""
+    data = constant(mask)
+    if data is None or not data.type.is_static:
+        reject("the mask isn't constant")
+    array = data.numpy()
+    if not (array.all() if array.dtype == bool else not array.any()):
+        reject("the mask hides places, or weighs them")
+    result: Value = Attention(scale, causal)(q, k, v)
+    return result
+
+
 def _single(heads: Value, repeated: Value | None) -> Value:
     """`heads`[B, H / G, 1, N, D] without axis 2; rejects the match unless `repeated` is [B, H, N, D] of those heads."""
     shape = heads.tensor.dims
@@ -120,5 +138,5 @@ def _need_same(new: Value, old: Value | None) -> None:
         reject("the factor broadcasts the operand to another shape")
 
 
-ABSORBING_RULES = (query_factor_into_scale, key_factor_into_scale, repeated_heads_as_groups)
+ABSORBING_RULES = (query_factor_into_scale, key_factor_into_scale, repeated_heads_as_groups, idle_mask_dropped)
 """Rules rooted at an Attention."""
