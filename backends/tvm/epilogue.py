@@ -127,7 +127,8 @@ class Epilogue:
         for start in range(0, lanes, width):
             every = T.Ramp(start, 1, width)
             factor = T.Broadcast(multiplier, width) if quant.axis is None else channels[every]
-            T.buffer_store(found, times(codes[every], factor, half, shift, width), [every])
+            halves = T.Broadcast(half, width // 2)
+            T.buffer_store(found, times(codes[every], factor, (halves, halves), shift, width), [every])
         lane_at = lane_of(at)
         self.rescaled[node, position] = lambda index: found[lane_at(index)]
 
@@ -158,21 +159,19 @@ def lane_of(at: Callable[[Expr], Index]) -> Callable[[Index], Expr]:
     return lane
 
 
-def times(codes: Expr, factor: Expr, half: Expr, shift: Expr, lanes: int) -> Expr:
-    """(codes * factor + half) >> shift for int32 vectors, where results have 32 bits.
+def times(codes: Expr, factor: Expr, addends: tuple[Expr, Expr], shift: Expr, lanes: int) -> Expr:
+    """(codes * factor + addend) >> shift for int32 vectors, where results have 32 bits.
+
+    addends: int64 vectors, for even lanes and for odd ones.
 
     The products of even and of odd lanes have 64 bits in the same registers, so that nothing moves across lanes.
     """
     pairs, wide = lanes // 2, f"int64x{lanes // 2}"
     left, right = T.reinterpret(wide, codes), T.reinterpret(wide, factor)
     bits = T.Broadcast(T.int64(32), pairs)
-    amount, round_ = T.Broadcast(shift, pairs), T.Broadcast(half, pairs)
-
-    def product(a: Expr, b: Expr) -> Expr:
-        return (a * b + round_) >> amount
-
-    even = product((left << bits) >> bits, (right << bits) >> bits)
-    odd = product(left >> bits, right >> bits)
+    amount = T.Broadcast(shift, pairs)
+    even = ((left << bits) >> bits) * ((right << bits) >> bits) + addends[0] >> amount
+    odd = (left >> bits) * (right >> bits) + addends[1] >> amount
     low = even & T.Broadcast(T.int64(0xFFFFFFFF), pairs)
     return T.reinterpret(f"int32x{lanes}", low | (odd << bits))
 
