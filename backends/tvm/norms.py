@@ -71,7 +71,8 @@ def normalised(region: Region, context: Context) -> Kernel:
             T.buffer_store(found, times(z, gammas[every], (even, odd), amount, count), [every])
         return found
 
-    known, bound, addends = False, float("inf"), None
+    known, bound = False, float("inf")
+    addends: Expr = None
     gamma_data, beta_data = constant(gamma), constant(beta[0]) if beta else None
     if gamma_data is not None and (beta_data is not None or not beta):
         offsets = np.zeros(channels, np.int64) if beta_data is None else beta_data.numpy()
