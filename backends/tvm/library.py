@@ -14,6 +14,7 @@ from pathlib import Path
 import tvm
 
 from planish.backends.tvm.build import compiled
+from planish.backends.tvm.example import write_example
 from planish.backends.tvm.isa import Isa
 from planish.backends.tvm.program import Port, Program, lower
 from planish.backends.tvm.runtime import CONSTANTS, DESCRIPTION, FORMAT, LIBRARY, RUNTIME
@@ -34,7 +35,7 @@ class WrittenLibrary:
 
 
 def write_library(graph: Graph, folder: Path, isa: Isa) -> WrittenLibrary:
-    """Compile a graph of fixed shapes into `folder`.
+    """Compile a graph of fixed shapes into `folder`, with an example of its use from C++.
 
     Machine code is kept in the user's cache by the hash of what it is made from (PLANISH_CACHE, "" to switch it off).
     Raises UnsupportedOp for ops without a kernel, LoweringError where no C compiler can link.
@@ -58,6 +59,7 @@ def write_library(graph: Graph, folder: Path, isa: Isa) -> WrittenLibrary:
     text = json.dumps(description, indent=2, sort_keys=True)
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8", newline="\n")
     shutil.copyfile(runtime_file(), folder / RUNTIME)
+    write_example(program, isa, folder)
     ops: dict[str, int] = {}
     for call in program.calls:
         op = call.kernel.title.split()[0]

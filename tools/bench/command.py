@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -12,7 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from planish.tools.bench.work import kernel_rows, kernel_table, measured_peak, products
 from planish.tools.failure import reported
+from planish.tools.measure import Measurements
 
 
 def bench(
@@ -33,7 +36,12 @@ def bench(
             " openvino-bf16, openvino-int8."
         ),
     ] = "original",
-    threads: Annotated[int, typer.Option(help="Threads of ONNX Runtime; 0 takes all cores.")] = 1,
+    threads: Annotated[
+        str, typer.Option(help='Threads of every contender; "all" takes all cores, "1,all" measures both.')
+    ] = "1",
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also time each kernel of a compiled artifact (target tvm-cpu).")
+    ] = False,
     calib: Annotated[
         Optional[str],
         typer.Option(
@@ -58,12 +66,44 @@ def bench(
     """
     with reported(debug):
         result = run_bench(
-            model_file(model), recipe, target, against.split(","), threads, calib, seconds, seed, evaluate_with
-        )
+            model_file(model), recipe, target, against.split(","), thread_counts(threads), calib, seconds, seed,
+            evaluate_with, profile=profile,
+        )  # fmt: skip
         if as_json:
             print(json.dumps({"model": model, **result}, indent=2, sort_keys=True))
         else:
-            Console().print(bench_table(result))
+            _show(result, Console())
+
+
+def thread_counts(text: str) -> list[int]:
+    """Counts named in `1,all`, 0 standing for all cores. Raises UsageError for other texts."""
+    from planish.ir.errors import UsageError
+
+    counts = ["0" if part == "all" else part for part in text.split(",")]
+    if not all(count.isdecimal() for count in counts):
+        raise UsageError(f"can't read {text!r} as threads", remedy='give a number, "all", or several: 1,all')
+    return [int(count) for count in counts]
+
+
+def _show(result: dict[str, Any], console: Console) -> None:
+    for run in result["runs"]:
+        if len(result["runs"]) > 1:
+            console.print(f"{run['threads'] or 'all'} thread{'s' if run['threads'] != 1 else ''}")
+        console.print(bench_table({**result, **run}))
+    if len(result["runs"]) > 1:
+        first, last = result["runs"][0], result["runs"][-1]
+        faster = first["artifact_median_ms"] / last["artifact_median_ms"]
+        console.print(
+            f"the artifact is {faster:.2f}x as fast with {last['threads'] or 'all'} as with {first['threads']}"
+        )
+    if result["work"]:
+        floating = result["work"]["float_peak_gops"]
+        console.print(
+            f"one core does {result['work']['integer_peak_gops']:.0f} GOPS at most in 8-bit integers"
+            + (f", {floating:.0f} in float32" if floating else "")
+        )
+    if result["kernels"]:
+        console.print(kernel_table(result["kernels"]))
 
 
 def bench_table(result: dict[str, Any]) -> Table:
@@ -71,9 +111,11 @@ def bench_table(result: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("contender", no_wrap=True)
     quality = ("accuracy", "same top-1", "SQNR dB") if result["quality"] else ()
-    for name in ("median ms", "artifact is x as fast", "95 % interval", "verdict", *quality):
+    rates = ("GOPS", "% of peak") if result["work"] else ()
+    for name in ("median ms", "artifact is x as fast", "95 % interval", "verdict", *rates, *quality):
         table.add_column(name, justify="right")
-    artifact = [f"{result['artifact_median_ms']:.2f}", "", "", ""]
+    taken = result["artifact_median_ms"]
+    artifact = [f"{taken:.2f}", "", "", "", *_rate_cells(result, "artifact", taken)]
     table.add_row("artifact", *artifact, *_quality_cells(result, "artifact"))
     for name, row in result["rows"].items():
         cells = (
@@ -81,11 +123,27 @@ def bench_table(result: dict[str, Any]) -> Table:
             f"{row['ratio']:.2f}",
             "{:.2f} - {:.2f}".format(*row["interval"]),
             row["verdict"],
+            *_rate_cells(result, name, row["median_ms"]),
         )
         table.add_row(name, *cells, *_quality_cells(result, name))
     for name, reason in result["failed"].items():
         table.add_row(name, "", "", "", f"failed: {reason}")
     return table
+
+
+_IN_FLOAT = ("original", "ort-fp32", "openvino-fp32", "onnxslim", "onnxsim")
+
+
+def _rate_cells(result: dict[str, Any], name: str, milliseconds: float) -> list[str]:
+    """Operations per second, and their share of what the cores can do in the contender's precision at most."""
+    work = result["work"]
+    if not work:
+        return []
+    rate = work["gops_of_a_run"] / milliseconds * 1e3
+    peak = work["float_peak_gops"] if name in _IN_FLOAT else work["integer_peak_gops"]
+    cores = result["threads"] or result["cores"]
+    known = peak and not name.endswith("bf16")
+    return [f"{rate:.0f}", f"{100 * rate / (peak * cores):.0f}" if known else ""]
 
 
 def _quality_cells(result: dict[str, Any], name: str) -> list[str]:
@@ -101,15 +159,19 @@ def run_bench(
     recipe: str,
     target: str,
     against: list[str],
-    threads: int,
+    threads: list[int],
     calib: str | None,
     seconds: float,
     seed: int,
     evaluate_with: str | None = None,
+    *,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Prepare the artifact and every contender, time them in turns. A contender that fails is reported, not raised.
 
+    threads: counts to measure with, 0 for all cores; figures of the first are on top, those of each under `runs`.
     evaluate_with: data to compare every file's first output with the model's on; figures under `quality`, else empty.
+    profile: time the kernels of a compiled artifact too, under `kernels`.
     """
     from planish.backends.targets import target_named
     from planish.frontend import load
@@ -144,14 +206,41 @@ def run_bench(
             except (ValueError, RuntimeError, TypeError, OSError) as error:
                 failed[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
         sample = single_sample(next(iter(data)), inputs)
-        timed = measure_models(files, sample, threads=threads, baseline="artifact", seconds=seconds)
+        runs = [
+            _figures(measure_models(files, sample, threads=count, baseline="artifact", seconds=seconds), chosen)
+            for count in threads
+        ]
         quality = {} if test is None else quality_of(model, files, test)
+    work: dict[str, Any] = {}
+    kernels: list[dict[str, Any]] = []
+    if chosen_target.compiled:
+        peak = measured_peak(chosen_target.isa)
+        work = {
+            "gops_of_a_run": sum(2 * products(node) for node in optimized) / 1e9,
+            "integer_peak_gops": peak.integer / 1e9,
+            "float_peak_gops": peak.floating and peak.floating / 1e9,
+        }
+        if profile:
+            kernels = kernel_rows(optimized, chosen_target.isa, peak)
+    return {
+        **runs[0],
+        "runs": runs,
+        "failed": failed,
+        "quality": quality,
+        "work": work,
+        "kernels": kernels,
+        "recipe": recipe,
+        "target": target,
+    }
+
+
+def _figures(timed: Measurements, chosen: Iterable[str]) -> dict[str, Any]:
+    """What one measurement says of the artifact, the baseline, against each contender."""
     opposite = {"faster": "slower", "slower": "faster", "equal": "equal"}
     rows = {}
-    for name in files:
-        row = timed.row(name)
-        if name != "artifact":
-            rows[name] = {
+    for row in timed.rows:
+        if row.name != "artifact":
+            rows[row.name] = {
                 "median_ms": row.median_ms,
                 "ratio": round(1 / row.ratio, 4),
                 "interval": [round(1 / row.ratio_high, 4), round(1 / row.ratio_low, 4)],
@@ -160,13 +249,10 @@ def run_bench(
     return {
         "ratios": {name: rows[name]["ratio"] if name in rows else None for name in chosen},
         "rows": rows,
-        "failed": failed,
-        "quality": quality,
         "artifact_median_ms": timed.median_ms("artifact"),
-        "threads": threads,
+        "threads": timed.threads,
+        "cores": timed.cores,
         "cpu": timed.cpu,
-        "recipe": recipe,
-        "target": target,
     }
 
 

@@ -1,0 +1,101 @@
+"""How much work a compiled model does, kernel by kernel, against what the machine can do at most."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from planish.ir import ops
+from planish.ir.graph import Graph, Node
+
+
+def products(node: Node) -> int:
+    """Multiply-accumulates of one integer node, 0 for ops that aren't sums of products."""
+    if not isinstance(node.op, ops.IntLinear | ops.IntMatMul | ops.IntConv | ops.IntWeightedMean):
+        return 0
+    first, second = (tuple(int(d) for d in value.tensor.dims) for value in node.inputs[:2])
+    depth = math.prod(second[1:]) if isinstance(node.op, ops.IntConv) else first[-1]
+    return math.prod(int(d) for d in node.result.tensor.dims) * depth
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Operations per second of one core: u8 by s8 products, and float32 multiply-adds where there are any."""
+
+    integer: float
+    floating: float | None
+
+
+def measured_peak(isa_name: str) -> Peak:
+    """The peak of this machine with an instruction set ("" for the best that it has)."""
+    from planish.backends.tvm.isa import isa_named
+    from planish.backends.tvm.peak import float_peak, integer_peak
+
+    isa = isa_named(isa_name)
+    return Peak(integer_peak(isa), float_peak(isa))
+
+
+def kernel_rows(graph: Graph, isa_name: str, peak: Peak) -> list[dict[str, Any]]:
+    """Kernels of a compiled graph by the time that all their calls take, the longest first, on one thread.
+
+    microseconds: of one call. gops, of_peak: operations per second (1e9), and their share of the integer peak.
+    """
+    import tvm_ffi
+
+    from planish.backends.tvm.build import Executable
+    from planish.backends.tvm.isa import isa_named
+    from planish.backends.tvm.profile import profile
+    from planish.backends.tvm.program import lower
+    from planish.backends.tvm.regions import regions
+
+    isa = isa_named(isa_name)
+    tvm_ffi.get_global_func("runtime.config_threadpool")(1, 1)
+    timings = profile(Executable(lower(graph, isa, steps=True), isa.target()))
+    rows: dict[str, dict[str, Any]] = {}
+    for timing, region in zip(timings, regions(graph)[0], strict=True):
+        nodes = [region.anchor, region.attention.product if region.attention else None]
+        row = rows.setdefault(
+            timing.name,
+            {"kernel": timing.name, "op": "Attention" if region.attention else _kind(region.anchor, timing.op),
+             "result": str(region.result.type), "calls": 0, "seconds": 0.0, "products": 0},
+        )  # fmt: skip
+        row["calls"] += 1
+        row["seconds"] += timing.seconds
+        row["products"] += sum(products(node) for node in nodes if node is not None)
+    whole = sum(row["seconds"] for row in rows.values())
+    found = []
+    for row in sorted(rows.values(), key=lambda row: -row["seconds"]):
+        rate = 2 * row["products"] / row["seconds"]
+        found.append(
+            {
+                **{key: row[key] for key in ("kernel", "op", "result", "calls")},
+                "microseconds": round(1e6 * row["seconds"] / row["calls"], 1),
+                "share": round(row["seconds"] / whole, 4),
+                "gops": round(rate / 1e9, 1) if row["products"] else None,
+                "of_peak": round(rate / peak.integer, 3) if row["products"] else None,
+            }
+        )
+    return found
+
+
+def _kind(anchor: Node | None, last: str) -> str:
+    return anchor.op.name if anchor is not None else last.split()[0]
+
+
+def kernel_table(rows: list[dict[str, Any]]) -> Table:
+    """A row per kernel."""
+    table = Table(box=None, pad_edge=False, title="kernels of the artifact, one thread", title_justify="left")
+    for name in ("op", "result"):
+        table.add_column(name, no_wrap=True)
+    for name in ("calls", "us each", "share", "GOPS", "% of peak"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        rate = ("", "") if row["gops"] is None else (f"{row['gops']:.0f}", f"{100 * row['of_peak']:.0f}")
+        table.add_row(
+            row["op"], row["result"], str(row["calls"]), f"{row['microseconds']:.0f}", f"{100 * row['share']:.1f} %",
+            *rate,
+        )  # fmt: skip
+    return table
