@@ -24,7 +24,8 @@ def plan(kernels: Sequence[Kernel], elsewhere: Collection[Value], keep: bool = F
     """Offsets for all values that kernels read or write, except those that live elsewhere (the interface).
 
     The largest values are placed first, each at the lowest offset that is free while it lives. Every value is followed
-    by `SPARE` bytes, which vector loads may touch. keep: values live to the end.
+    by `SPARE` bytes, which vector loads may touch; behind the last there is room for the farthest reach of a kernel.
+    keep: values live to the end.
     """
     first: dict[Value | Scratch, int] = {}
     last: dict[Value | Scratch, int] = {}
@@ -47,7 +48,8 @@ def plan(kernels: Sequence[Kernel], elsewhere: Collection[Value], keep: bool = F
                 break
             offset = max(offset, end)
         offsets[value] = offset
-    return Arena(max((offsets[v] + sizes[v] for v in offsets), default=0), offsets)
+    reach = max((kernel.reach for kernel in kernels), default=0)
+    return Arena(max((offsets[v] + sizes[v] for v in offsets), default=0) + reach, offsets)
 
 
 def _bytes(value: Value | Scratch) -> int:

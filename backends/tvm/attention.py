@@ -9,14 +9,16 @@ import numpy as np
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from planish.backends.tvm import amx
 from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, lane_of, pieces, spans, vector
 from planish.backends.tvm.expressions import Reader, broadcast, shape_of, unravelled
-from planish.backends.tvm.isa import reduced
+from planish.backends.tvm.gemm import shared_out
+from planish.backends.tvm.isa import TileProduct, reduced
 from planish.backends.tvm.plain import variable
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
-from planish.backends.tvm.tiles import Rows, tile, tiling
-from planish.ir import ops
+from planish.backends.tvm.tiles import Panels, Rows, Start, multiply, tiling
+from planish.ir import dtypes, ops
 from planish.ir.ops.int_softmax import EXP_ENTRIES
 from planish.ir.ops.quantize import quant_of
 
@@ -46,122 +48,132 @@ class _Attention:
         *self.batch, self.rows, self.width = shape_of(self.queries)
         self.tokens, self.depth, self.heads = shape_of(self.keys)[-1], shape_of(self.values)[-1], math.prod(self.batch)
         lanes = self.lanes = self.isa.lanes
-        product = self.product = self.isa.product(self.queries.tensor.dtype)
+        product = self.product = self.isa.product_of(self.queries.tensor.dtype, self.rows)
+        means = self.mean_product = self.isa.product_of(dtypes.u8, self.rows)
+        self.vectors = self.isa.product(dtypes.u8)  # sums of keys and of numerators
         self.group = product.group
         self.plan = tiling(self.rows, min(self.tokens, 4 * lanes), self.isa, product)
-        self.shift = product.shift(self.queries.tensor.dtype)
-        self.steps, self.mean_steps = -(-self.width // self.group), -(-self.tokens // self.group)
-        self.stride = self.steps * self.group  # of packed queries
-        self.across = _padded(self.tokens, WIDEST)  # of logits and numerators
+        self.zero = quant_of("x", self.queries.tensor).zero + product.shift(self.queries.tensor.dtype)
+        self.steps, self.mean_steps = -(-self.width // product.depth), -(-self.tokens // means.depth)
+        self.groups, self.mean_groups = (
+            steps * p.depth // self.group for steps, p in ((self.steps, product), (self.mean_steps, means))
+        )
+        self.stride = _padded(self.width, self.group)  # of packed queries
+        self.across = max(_padded(self.tokens, WIDEST), self.mean_groups * self.group)  # of logits and numerators
         self.columns = _padded(self.tokens, lanes)
         self.panel = lanes * self.group
         self.q = self.scope.scratch((self.heads * self.rows * self.stride + WIDEST,), product.dtype)
-        self.k = self.scope.scratch((self.heads, self.columns * self.stride), "int8")
-        self.v = self.scope.scratch((self.heads, _padded(self.depth, lanes) * self.mean_steps * self.group), "int8")
-        self.first = self.scope.scratch((self.heads, self.columns), "int32")
+        self.k = self.scope.scratch((self.heads * self.columns * self.groups * self.group,), "int8")
+        self.v = self.scope.scratch((self.heads * _padded(self.depth, lanes) * self.mean_groups * self.group,), "int8")
+        self.first = self.scope.scratch((self.heads * self.columns,), "int32")
         self.codes = self.scope.scratch(
             (self.heads, self.plan.height * self.across), str(self.logits.tensor.dtype.storage)
         )
-        self.numerators = self.scope.scratch((self.heads * self.plan.height * self.across + WIDEST,), product.dtype)
+        self.numerators = self.scope.scratch((self.heads * self.plan.height * self.across + WIDEST,), means.dtype)
         self.table = self.scope.constant("exp", self.exp.table(self.logits.tensor).astype(np.uint8))
+        self.scope.reaching(amx.ROWS * max(self.stride, self.across) + product.depth)
 
     def kernel(self) -> Kernel:
-        plan = self.plan
-        with IRBuilder() as builder, T.seq_scope(), T.parallel(0, self.heads) as head:
+        with IRBuilder() as builder, T.seq_scope(), shared_out(self.heads, self.scope, self.product) as head:
             index = unravelled(head, self.batch)
             self.pack_queries(head, index)
-            self.pack(self.k, head, self.width, self.tokens,
+            self.pack(self.k, head, self.width, self.tokens, self.groups,
                       lambda e, n: self.reader.at(self.keys, (*index, e, n)))  # fmt: skip
-            self.pack(self.v, head, self.tokens, self.depth,
+            self.pack(self.v, head, self.tokens, self.depth, self.mean_groups,
                       lambda n, e: self.reader.at(self.values, (*index, n, e)))  # fmt: skip
-            self.start_of_sums(head)
-            if plan.taller:
-                with T.serial(0, plan.taller) as block:
-                    self.block(head, index, block * plan.height, plan.height)
-            if plan.taller < plan.blocks:
-                with T.serial(0, plan.blocks - plan.taller) as block:
-                    self.block(head, index, block * (plan.height - 1) + plan.taller * plan.height, plan.height - 1)
+            if self.zero:
+                self.start_of_sums(head)
+            row = 0
+            for count, height in self.plan.spans:
+                with T.serial(0, count) as block:
+                    self.block(head, index, row + block * height, height)
+                row += count * height
         return self.scope.finish(builder, self.region.result)
 
     def block(self, head: Expr, index: Index, row: Expr, height: int) -> None:
         """A block of rows, from logits to results."""
         self.logits_of(head, index, row, height)
         weights = T.alloc_buffer((height,), "int32", scope="global")
-        for i in range(height):
+        with T.serial(0, height) as i:
             T.buffer_store(weights, self.exponentials_of(head, index, row + i, i), [i])
         self.means_of(head, index, row, height, weights)
 
     def pack_queries(self, head: Expr, index: Index) -> None:
+        shift = self.product.shift(self.queries.tensor.dtype)
         with T.serial(0, self.rows) as n:
             place = (head * self.rows + n) * self.stride
             for start, count in chunks(self.width, WIDEST):
                 with vector(count) as e:
-                    code = T.cast(self.reader.at(self.queries, (*index, n, start + e)), "int32") + self.shift
+                    code = T.cast(self.reader.at(self.queries, (*index, n, start + e)), "int32") + shift
                     T.buffer_store(self.q, T.cast(code, self.product.dtype), [place + start + e])
             for e in range(self.width, self.stride):
                 T.buffer_store(self.q, T.Cast(self.product.dtype, 0), [place + e])
 
-    def pack(self, panels: Expr, head: Expr, inner: int, columns: int, at: Callable[[Expr, Expr], Expr]) -> None:
+    def pack(
+        self, panels: Expr, head: Expr, inner: int, columns: int, groups: int, at: Callable[[Expr, Expr], Expr]
+    ) -> None:
         """[inner, columns] as [columns / lanes][inner / group][lanes * group], with zeros where it ends."""
-        deep = -(-inner // self.group)
-        with T.serial(0, deep) as k:
+        size = _padded(columns, self.lanes) * groups * self.group
+        with T.serial(0, groups) as k:
             for start, count in chunks(columns, self.lanes):
-                place = (T.floordiv(start, self.lanes) * deep + k) * self.panel + T.floormod(
-                    start, self.lanes
-                ) * self.group
+                block, within = T.floordiv(start, self.lanes), T.floormod(start, self.lanes)
+                place = head * size + (block * groups + k) * self.panel + within * self.group
                 for g in range(self.group):
                     with vector(count) as lane:
                         inside = k * self.group + g
                         code = at(T.min(inside, inner - 1), start + lane)
-                        if inner % self.group:
+                        if groups * self.group > inner:
                             code = T.Select(inside < inner, code, T.int8(0))
-                        T.buffer_store(panels, code, [head, place + lane * self.group + g])
+                        T.buffer_store(panels, code, [place + lane * self.group + g])
+
+    def panels(self, packed: Expr, head: Expr, columns: int, groups: int, first: Expr) -> Panels:
+        """Those of one head from vector `first` of the columns on."""
+        above = head * (_padded(columns, self.lanes) * groups * self.group)
+        return Panels(packed, lambda v: above + (first + v) * (groups * self.panel), self.panel)
 
     def start_of_sums(self, head: Expr) -> None:
         """What the zero point of the queries adds to the sum of each key."""
-        zero = quant_of("x", self.queries.tensor).zero + self.shift
         every = T.Ramp(0, 1, self.lanes)
         with T.serial(0, self.columns // self.lanes) as block:
             total = T.alloc_buffer((self.lanes,), "int32", scope="global")
             T.buffer_store(total, T.Broadcast(T.int32(0), self.lanes), [every])
-            with T.serial(0, self.steps) as k:
-                panel = self.k[head, T.Ramp((block * self.steps + k) * self.panel, 1, self.panel)]
-                T.buffer_store(total, self.product(total[every], self.product.ones, panel, self.lanes), [every])
-            offset = T.Broadcast(T.cast(self.scope.number("offset", -zero), "int32"), self.lanes)
-            T.buffer_store(self.first, total[every] * offset, [head, T.Ramp(block * self.lanes, 1, self.lanes)])
+            keys = self.panels(self.k, head, self.tokens, self.groups, block)
+            with T.serial(0, self.groups) as k:
+                panel = self.k[T.Ramp(keys.at(0) + k * self.panel, 1, self.panel)]
+                T.buffer_store(total, self.vectors(total[every], self.vectors.ones, panel, self.lanes), [every])
+            offset = T.Broadcast(T.cast(self.scope.number("offset", -self.zero), "int32"), self.lanes)
+            place = head * self.columns + block * self.lanes
+            T.buffer_store(self.first, total[every] * offset, [T.Ramp(place, 1, self.lanes)])
 
     def logits_of(self, head: Expr, index: Index, row: Expr, height: int) -> None:
         """Logits of a block of rows, as codes."""
-        lanes, steps = self.lanes, self.steps
-        rows = Rows(self.q, self.stride)
+        lanes = self.lanes
         for column, used in spans(self.tokens, self.plan.vectors * lanes):
-            first = T.floordiv(column, lanes)
-            vectors = -(-used // lanes)
-            sums = tile(
-                rows, head * self.rows + row, height, vectors, steps,
-                lambda k, v, first=first: self.k[  # type: ignore[misc]
-                    head, T.Ramp(((first + v) * steps + k) * self.panel, 1, self.panel)
-                ],
-                lambda v, column=column: self.first[head, T.Ramp(column + v * lanes, 1, lanes)],  # type: ignore[misc]
-                self.isa, self.product,
-            )  # fmt: skip
-            for i, acc in enumerate(sums):
+
+            def finish(i: Expr, sums: Callable[[Expr], Expr], column: Expr = column, used: int = used) -> None:
                 for start, count in pieces(used, WIDEST):
+                    self.store_logits(head, (*index, row + i), column + start, count, i, lambda c, s=start: sums(s + c))  # type: ignore[misc]
 
-                    def at(lane: Expr, i: int = i, first: Expr = column + start) -> Index:
-                        return (*index, row + i, first + lane)
+            first = Start(self.first, lambda v, column=column: head * self.columns + column + v * lanes)  # type: ignore[misc]
+            multiply(
+                Rows(self.q, self.stride), head * self.rows + row, height, -(-used // lanes), self.steps,
+                self.panels(self.k, head, self.tokens, self.groups, T.floordiv(column, lanes)),
+                first if self.zero else None, self.isa, self.product, finish,
+            )  # fmt: skip
 
-                    lane_at = lane_of(at)
-                    codes = Epilogue(
-                        self.scope,
-                        Region(self.logits, self.logits, (), self.product_node),
-                        self.context,
-                        lambda where, acc=acc, start=start, f=lane_at: acc[start + f(where)],  # type: ignore[misc]
-                    )
-                    codes.stage(at, count)
-                    with vector(count) as lane:
-                        code = codes.reader.at(self.logits, at(lane))
-                        T.buffer_store(self.codes, code, [head, i * self.across + column + start + lane])
+    def store_logits(
+        self, head: Expr, outer: Index, first: Expr, count: int, i: Expr, sums: Callable[[Expr], Expr]
+    ) -> None:
+        def at(lane: Expr) -> Index:
+            return (*outer, first + lane)
+
+        lane_at = lane_of(at)
+        region = Region(self.logits, self.logits, (), self.product_node)
+        codes = Epilogue(self.scope, region, self.context, lambda where: sums(lane_at(where)))
+        codes.stage(at, count)
+        with vector(count) as lane:
+            code = codes.reader.at(self.logits, at(lane))
+            T.buffer_store(self.codes, code, [head, i * self.across + first + lane])
 
     def exponentials_of(self, head: Expr, index: Index, row: Expr, i: int) -> Expr:
         """Numerators of a row; the value is their sum, at least 1."""
@@ -201,14 +213,15 @@ class _Attention:
                     T.buffer_store(found, self.table[T.cast(distance[lane], "int32")], [lane])
             with vector(count) as lane:
                 e = T.Select(kept(start + lane), found[lane], T.uint8(0)) if self.keep else found[lane]
-                T.buffer_store(self.numerators, T.cast(e, self.product.dtype), [self.numerator(head, i, start + lane)])
-        depth = self.mean_steps * self.group
-        for token in range(self.tokens, _padded(depth, self.panel)):
-            T.buffer_store(self.numerators, T.Cast(self.product.dtype, 0), [self.numerator(head, i, token)])
-        for start, _ in chunks(_padded(depth, self.panel), self.panel):
+                T.buffer_store(
+                    self.numerators, T.cast(e, self.mean_product.dtype), [self.numerator(head, i, start + lane)]
+                )
+        for token in range(self.tokens, _padded(self.tokens, self.panel)):
+            T.buffer_store(self.numerators, T.Cast(self.mean_product.dtype, 0), [self.numerator(head, i, token)])
+        for start, _ in chunks(_padded(self.tokens, self.panel), self.panel):
             e = self.numerators[T.Ramp(self.numerator(head, i, start), 1, self.panel)]
             lanes = T.Ramp(0, 1, self.lanes)
-            T.buffer_store(sums, self.product.total(sums[lanes], e, self.lanes), [lanes])
+            T.buffer_store(sums, self.vectors.total(sums[lanes], e, self.lanes), [lanes])
         return T.max(reduced("add", sums, self.lanes), 1)
 
     def numerator(self, head: Expr, i: int, token: Expr) -> Expr:
@@ -217,37 +230,28 @@ class _Attention:
     def means_of(self, head: Expr, index: Index, row: Expr, height: int, weights: Expr) -> None:
         """Weighted means of a block of rows, as many columns at a time as there are registers for."""
         lanes = self.lanes
-        most = max(1, (self.isa.registers - 4) // (height + 1))
+        most = 4 if isinstance(self.mean_product, TileProduct) else max(1, (self.isa.registers - 4) // (height + 1))
         for column in range(0, self.depth, most * lanes):
             used = min(most * lanes, self.depth - column)
-            vectors = -(-used // lanes)
-            sums = tile(
-                Rows(self.numerators, self.across), head * self.plan.height, height, vectors, self.mean_steps,
-                lambda k, v, first=column // lanes: self.v[  # type: ignore[misc]
-                    head, T.Ramp(((first + v) * self.mean_steps + k) * self.panel, 1, self.panel)
-                ],
-                lambda v: T.Broadcast(T.int32(0), lanes),
-                self.isa, self.product,
+
+            def finish(i: Expr, sums: Callable[[Expr], Expr], column: int = column, used: int = used) -> None:
+                self.store_means((*index, row + i), column, used, sums, weights[i])
+
+            multiply(
+                Rows(self.numerators, self.across), head * self.plan.height, height, -(-used // lanes),
+                self.mean_steps, self.panels(self.v, head, self.depth, self.mean_groups, column // lanes), None,
+                self.isa, self.mean_product, finish,
             )  # fmt: skip
-            for i, acc in enumerate(sums):
-                means = T.alloc_buffer((vectors * lanes,), "int32", scope="global")
-                reciprocal = variable("int64", T.truncdiv(T.int64(2**32), T.cast(weights[i], "int64")))
-                for start, count in pieces(used, lanes):
-                    with vector(count) as lane:
-                        mean = self.mean(acc[start + lane], weights[i], reciprocal[0])
-                        T.buffer_store(means, mean, [start + lane])
-                epilogue = Epilogue(
-                    self.scope,
-                    self.region,
-                    self.context,
-                    lambda where, means=means, column=column: means[where[-1] - column],  # type: ignore[misc]
-                )
-                for start, count in pieces(used, WIDEST):
 
-                    def at(lane: Expr, i: int = i, first: int = column + start) -> Index:
-                        return (*index, row + i, first + lane)
-
-                    epilogue.write_lanes(at, count)
+    def store_means(self, outer: Index, column: int, used: int, sums: Callable[[Expr], Expr], weight: Expr) -> None:
+        means = T.alloc_buffer((_padded(used, self.lanes),), "int32", scope="global")
+        reciprocal = variable("int64", T.truncdiv(T.int64(2**32), T.cast(weight, "int64")))
+        for start, count in pieces(used, self.lanes):
+            with vector(count) as lane:
+                T.buffer_store(means, self.mean(sums(start + lane), weight, reciprocal[0]), [start + lane])
+        epilogue = Epilogue(self.scope, self.region, self.context, lambda where: means[where[-1] - column])
+        for start, count in pieces(used, WIDEST):
+            epilogue.write_lanes(lambda lane, first=column + start: (*outer, first + lane), count)  # type: ignore[misc]
 
     def mean(self, total: Expr, weight: Expr, reciprocal: Expr) -> Expr:
         """floor((2**bits * total + weight // 2) / weight) as int32.

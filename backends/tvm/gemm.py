@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from planish.backends.tvm import amx
 from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, lane_of, pieces, vector
 from planish.backends.tvm.expressions import RENAMING, Reader, shape_of, unravelled
-from planish.backends.tvm.isa import Product
+from planish.backends.tvm.isa import Product, TileProduct
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
-from planish.backends.tvm.tiles import Rows, pack, tile, tiling
+from planish.backends.tvm.tiles import Panels, Rows, Start, multiply, pack, tiling
 from planish.ir import ops
 from planish.ir.graph import Node, Value
 from planish.ir.op import constant
 from planish.ir.ops.quantize import quant_of
+
+_PIECES = 24  # of a product, for all threads: divisible by most counts of them
 
 
 def linear(region: Region, context: Context) -> Kernel:
@@ -30,7 +34,7 @@ def linear(region: Region, context: Context) -> Kernel:
     assert weights is not None
     scope = Scope()
     outer = shape_of(node.result)[:-1]
-    product = context.isa.product(x.tensor.dtype)
+    product = context.isa.product_of(x.tensor.dtype, math.prod(outer))
 
     def index(row: Expr, column: Expr) -> Index:
         return (*unravelled(row, outer), column)
@@ -38,7 +42,7 @@ def linear(region: Region, context: Context) -> Kernel:
     with IRBuilder() as builder, T.seq_scope():
         rows = _rows_of(x, scope, context, product)
         bias = constant(b[0]) if b else None
-        _blocks(region, context, scope, rows, weights.numpy(), None if bias is None else bias.numpy(), index)
+        _blocks(region, context, scope, rows, product, weights.numpy(), None if bias is None else bias.numpy(), index)
     return scope.finish(builder, region.result)
 
 
@@ -52,8 +56,8 @@ def convolution(region: Region, context: Context) -> Kernel:
     weights = constant(w)
     assert weights is not None
     scope = Scope()
-    product = context.isa.product(x.tensor.dtype)
     batch, filters, *places = shape_of(node.result)
+    product = context.isa.product_of(x.tensor.dtype, batch * math.prod(places))
     source, (_, depth, *window) = shape_of(x), shape_of(w)
 
     def element(row: Expr, taps: Index) -> tuple[Index, Expr | None]:
@@ -78,7 +82,7 @@ def convolution(region: Region, context: Context) -> Kernel:
         rows = _gathered(node, x, scope, context, product, count, (depth, *window), element)
         flat = weights.numpy().reshape(filters, -1).T
         bias = constant(b[0]) if b else None
-        _blocks(region, context, scope, rows, flat, None if bias is None else bias.numpy(), index)
+        _blocks(region, context, scope, rows, product, flat, None if bias is None else bias.numpy(), index)
     return scope.finish(builder, region.result)
 
 
@@ -87,6 +91,7 @@ def _blocks(
     context: Context,
     scope: Scope,
     rows: Rows,
+    product: Product | TileProduct,
     weights: np.ndarray,
     bias: np.ndarray | None,
     index: Callable[[Expr, Expr], Index],
@@ -94,28 +99,24 @@ def _blocks(
     """Tiles over all of the result, columns outermost so that packed weights stay in the nearest cache."""
     node, isa = region.anchor, context.isa
     assert node is not None
-    type_ = node.inputs[0].tensor
-    product = isa.product(type_.dtype)
     depth, columns = weights.shape
-    count = math.prod(shape_of(node.result)) // columns
-    plan = tiling(count, columns, isa, product)
-    width, steps = plan.vectors * isa.lanes, -(-depth // product.group)
-    panels = scope.constant("panels", pack(weights, plan.vectors, isa, product))
-    wide = -(-columns // width)
+    plan = tiling(math.prod(shape_of(node.result)) // columns, columns, isa, product)
+    width, steps = plan.vectors * isa.lanes, -(-depth // product.depth)
+    wide, stride = -(-columns // width), width * product.group
+    packed = scope.constant("panels", pack(weights, plan.vectors, isa, product))
     first = scope.constant("start", _start(node, weights, bias, product, wide * width))
 
     def body(block: Expr, row: Expr, height: int, used: int) -> None:
-        vectors = -(-used // isa.lanes)
-        sums = tile(
-            rows, row, height, vectors, steps,
-            lambda k, v: panels[block, k, T.Ramp(v * isa.lanes * product.group, 1, isa.lanes * product.group)],
-            lambda v: first[T.Ramp(block * width + v * isa.lanes, 1, isa.lanes)],
-            isa, product,
-        )  # fmt: skip
-        for i, acc in enumerate(sums):
-            _finish(region, context, scope, acc, row + i, block * width, used, index)
+        def finish(i: Expr, sums: Callable[[Expr], Expr]) -> None:
+            _finish(region, context, scope, sums, row + i, block * width, used, index)
 
-    with T.parallel(0, wide * plan.blocks) as task:
+        above = block * (steps * product.depth // product.group * stride)
+        panels = Panels(packed, lambda v: above + v * isa.lanes * product.group, stride)
+        start = Start(first, lambda v: block * width + v * isa.lanes)
+        multiply(rows, row, height, -(-used // isa.lanes), steps, panels, start, isa, product, finish)
+
+    scope.reaching(amx.ROWS * rows.stride + product.depth)
+    with shared_out(wide * plan.blocks, scope, product) as task:
         column = T.floordiv(task, plan.blocks) if wide > 1 else 0
         part = T.floormod(task, plan.blocks) if plan.blocks > 1 else 0
 
@@ -125,12 +126,22 @@ def _blocks(
                     lambda: body(column, row, height, width if wide > 1 else last),
                     lambda: body(column, row, height, last))  # fmt: skip
 
-        taller = plan.taller
+        (count, height), (_, rest) = plan.spans[0], plan.spans[-1]
         _either(
-            taller < plan.blocks, part < taller,
-            lambda: columns_of(part * plan.height, plan.height),
-            lambda: columns_of(part * (plan.height - 1) + taller, plan.height - 1),
+            len(plan.spans) > 1, part < count,
+            lambda: columns_of(part * height, height),
+            lambda: columns_of((part - count) * rest + count * height, rest),
         )  # fmt: skip
+
+
+@contextmanager
+def shared_out(tasks: int, scope: Scope, product: Product | TileProduct) -> Iterator[Expr]:
+    """A loop over tasks on all threads: in at most so many pieces that each is worth setting up tiles for."""
+    pieces = min(tasks, _PIECES)
+    with T.parallel(0, pieces) as piece, amx.configured(scope) if isinstance(product, TileProduct) else nullcontext():
+        first, last = (T.floordiv(p * tasks, pieces) for p in (piece, piece + 1))
+        with T.serial(first, last) as task:
+            yield task
 
 
 def _either(both: bool, condition: Expr, first: Callable[[], None], second: Callable[[], None]) -> None:
@@ -149,7 +160,7 @@ def _finish(
     region: Region,
     context: Context,
     scope: Scope,
-    acc: Expr,
+    sums: Callable[[Expr], Expr],
     row: Expr,
     start: Expr,
     used: int,
@@ -162,11 +173,13 @@ def _finish(
             return index(row, start + chunk + lane)
 
         lane_at = lane_of(at)
-        epilogue = Epilogue(scope, region, context, lambda where, c=chunk, f=lane_at: acc[c + f(where)])  # type: ignore[misc]
+        epilogue = Epilogue(scope, region, context, lambda where, c=chunk, f=lane_at: sums(c + f(where)))  # type: ignore[misc]
         epilogue.write_lanes(at, lanes)
 
 
-def _start(node: Node, weights: np.ndarray, bias: np.ndarray | None, product: Product, width: int) -> np.ndarray:
+def _start(
+    node: Node, weights: np.ndarray, bias: np.ndarray | None, product: Product | TileProduct, width: int
+) -> np.ndarray:
     """First sums of each column: the bias, less what zero points and shifts of codes add up to; modulo 2**32."""
     type_ = node.inputs[0].tensor
     offset = quant_of("x", type_).zero + product.shift(type_.dtype)
@@ -177,7 +190,7 @@ def _start(node: Node, weights: np.ndarray, bias: np.ndarray | None, product: Pr
     return total.astype(np.uint32).view(np.int32) if total.size else total.astype(np.int32)
 
 
-def _rows_of(x: Value, scope: Scope, context: Context, product: Product) -> Rows:
+def _rows_of(x: Value, scope: Scope, context: Context, product: Product | TileProduct) -> Rows:
     """Activations as rows: where they are stored, if they are stored so; else a copy."""
     *outer, depth = shape_of(x)
     source = _contiguous(x, context.stored)
@@ -209,7 +222,7 @@ def _gathered(
     x: Value,
     scope: Scope,
     context: Context,
-    product: Product,
+    product: Product | TileProduct,
     count: int,
     taps: Sequence[int],
     element: Callable[[Expr, Index], tuple[Index, Expr | None]],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
@@ -56,6 +56,11 @@ class Product:
         return T.reinterpret("int32", rows[T.Ramp(offset, 1, self.group)])
 
     @property
+    def depth(self) -> int:
+        """What K of packed weights is a multiple of."""
+        return self.group
+
+    @property
     def ones(self) -> Expr:
         """A word of ones."""
         return T.int32({1: 1, 2: 0x00010001, 4: 0x01010101}[self.group])
@@ -68,11 +73,35 @@ class Product:
 
 
 @dataclass(frozen=True)
+class TileProduct:
+    """Products in AMX's tile registers: 16 rows of 64 bytes by 64 bytes of K in 16 columns, in one instruction.
+
+    dtype: of the rows, uint8 or int8: codes as they are. Panels are those of a `Product` of four bytes.
+    """
+
+    dtype: str
+    group: int = 4
+    depth: int = 64
+
+    def shift(self, dtype: DType) -> int:
+        """What is added to codes to make rows of them: nothing."""
+        return 0
+
+    @property
+    def instruction(self) -> str:
+        return "tdpbusd" if self.dtype == "uint8" else "tdpbssd"
+
+
+_FEWEST_ROWS = 5  # that tiles of 16 rows do faster than vectors
+
+
+@dataclass(frozen=True)
 class Isa:
     """Instructions that code may use.
 
     lanes: 32-bit elements of a vector. registers: vectors that code can hold at a time. cpu, attributes: for LLVM.
     features: what a CPU must say that it has (as in /proc/cpuinfo). byte_table: looks 64 bytes up in 256 at once.
+    tiles: has AMX's tile registers.
     """
 
     name: str
@@ -86,15 +115,21 @@ class Isa:
     bytes_product: Product | None
     words_product: Product
     byte_table: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+    tiles: bool = False
 
     def target(self) -> dict[str, Any]:
         """The target as TVM takes it."""
         found: dict[str, Any] = {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu}
         return {**found, "mattr": list(self.attributes)} if self.attributes else found
 
+    def product_of(self, dtype: DType, rows: int) -> Product | TileProduct:
+        """The fastest exact product of so many rows of codes, of at most 16 bits, by int8 weights."""
+        if self.tiles and dtype.bits <= 8 and rows >= _FEWEST_ROWS:
+            return TileProduct(str(dtype.storage))
+        return self.product(dtype)
+
     def product(self, dtype: DType) -> Product:
-        """The fastest exact product for codes of at most 16 bits by int8 weights."""
+        """The same in vectors."""
         return self.bytes_product if self.bytes_product and dtype.bits <= 8 else self.words_product
 
     def lookup(self, table: Expr, codes: Expr, lanes: int) -> Expr:
@@ -132,6 +167,12 @@ _WIDE = "-prefer-256-bit"
 ISAS: Mapping[str, Isa] = {
     isa.name: isa
     for isa in (
+        Isa(
+            "amx-int8", "AVX-512 and AMX: Sapphire Rapids and later", _LINUX, "x86-64-v4",
+            ("+avx512vnni", "+avx512vbmi", "+amx-tile", "+amx-int8", _WIDE),
+            _V4 | {"avx512_vnni", "avx512vbmi", "amx_tile", "amx_int8"},
+            16, 32, _VNNI512, _WORDS512, byte_table=True, tiles=True,
+        ),
         Isa(
             "avx512-vbmi", "AVX-512 with VNNI and VBMI: Ice Lake, Zen 4 and later", _LINUX, "x86-64-v4",
             ("+avx512vnni", "+avx512vbmi", _WIDE), _V4 | {"avx512_vnni", "avx512vbmi"},

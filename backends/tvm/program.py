@@ -13,6 +13,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.arena import ALIGNMENT, Arena, plan
+from planish.backends.tvm.cpu import ASK_FOR_TILES
 from planish.backends.tvm.epilogue import Context
 from planish.backends.tvm.isa import Isa
 from planish.backends.tvm.kernels import kernel_of
@@ -65,10 +66,10 @@ def lower(graph: Graph, isa: Isa, *, keep: bool = False, steps: bool = False) ->
     """
     found, stored = regions(graph)
     context = Context(stored, isa)
-    return _assemble(graph, [kernel_of(region, context) for region in found], keep, steps)
+    return _assemble(graph, [kernel_of(region, context) for region in found], isa, keep, steps)
 
 
-def _assemble(graph: Graph, kernels: Sequence[Kernel], keep: bool, steps: bool) -> Program:
+def _assemble(graph: Graph, kernels: Sequence[Kernel], isa: Isa, keep: bool, steps: bool) -> Program:
     module, names = tvm.IRModule({}), _shared(kernels)
     symbols: dict[str, tvm.ir.GlobalVar] = {}
     for kernel, name in zip(kernels, names, strict=True):
@@ -100,6 +101,9 @@ def _assemble(graph: Graph, kernels: Sequence[Kernel], keep: bool, steps: bool) 
                     return T.address_of(array[tuple(0 for _ in array.shape)])
                 return T.address_of(room[arena.offsets[argument]])
 
+            if isa.tiles:
+                granted = T.call_extern("int64", "syscall", *(T.int64(number) for number in ASK_FOR_TILES))
+                T.evaluate(granted)
             for step in steps:
                 call = [pointer(a, o) for a, o in zip(kernels[step].arguments, offsets[step], strict=True)]
                 T.evaluate(tvm.ir.Call(symbols[names[step]], call, ret_ty="int32"))

@@ -39,11 +39,15 @@ NUMBERS = 128  # at most, of one kernel
 
 @dataclass(frozen=True)
 class Kernel:
-    """A private function on pointers, and what to call it with."""
+    """A private function on pointers, and what to call it with.
+
+    reach: bytes that it may read beyond the end of an array.
+    """
 
     function: tirx.PrimFunc
     arguments: tuple[Argument, ...]
     result: Value
+    reach: int = SPARE
 
     @property
     def title(self) -> str:
@@ -71,6 +75,11 @@ class Scope:
     _constants: dict[Any, Any] = field(default_factory=dict)
     _flat: dict[Value, Any] = field(default_factory=dict)
     _numbers: dict[Any, int] = field(default_factory=dict)
+    _reach: int = SPARE
+
+    def reaching(self, size: int) -> None:
+        """Note that the kernel reads up to so many bytes beyond the end of an array in the arena."""
+        self._reach = max(self._reach, size)
 
     def value(self, value: Value) -> Any:
         """The array of a stored value, a constant or a graph input; a scalar has one axis of extent 1."""
@@ -121,12 +130,15 @@ class Scope:
             numbers[: len(self._numbers)] = list(self._numbers.values())
             self._arguments[self._place(self._constants[Scope])] = numbers
         done = tirx.Return(tirx.const(0, "int32"))
-        body = tirx.SeqStmt([*declared, builder.get(), done])
+        built = builder.get()
+        if isinstance(built, tirx.AttrStmt):  # what the builder wraps a sequence in means nothing to code generation
+            built = built.body
+        body = tirx.SeqStmt([*declared, built, done])
         for key in ("device_type", "device_id"):  # of the CPU: lets local arrays be allocated
             body = tirx.AttrStmt(tvm.runtime.convert("default"), key, _DEVICE[key], body)
         function = tirx.PrimFunc(self._pointers, body, ret_type=tvm.ir.PrimType("int32"))
         marked = function.with_attr("s_tir", True).with_attr("tirx.noalias", True)
-        return Kernel(marked, tuple(self._arguments), result)
+        return Kernel(marked, tuple(self._arguments), result, self._reach)
 
     def _pointer(self, array: Any) -> Any:
         return self._pointers[self._place(array)]

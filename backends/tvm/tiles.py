@@ -8,54 +8,60 @@ from dataclasses import dataclass
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from planish.backends.tvm.isa import Isa, Product
+from planish.backends.tvm import amx
+from planish.backends.tvm.isa import Isa, Product, TileProduct
 from planish.backends.tvm.scope import Expr
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Blocks of a product's result: `blocks` of rows, `taller` of which have `height` rows and the others one less.
+    """Blocks of a product's result: so many of a height, then so many of another, `vectors` of columns wide."""
 
-    vectors: columns of a block, in vectors.
-    """
-
-    rows: int
-    height: int
-    blocks: int
+    spans: tuple[tuple[int, int], ...]
     vectors: int
 
     @property
-    def taller(self) -> int:
-        return self.rows - self.blocks * (self.height - 1)
+    def blocks(self) -> int:
+        return sum(count for count, _ in self.spans)
+
+    @property
+    def height(self) -> int:
+        """Of the highest block."""
+        return max(height for _, height in self.spans)
 
 
-def tiling(rows: int, columns: int, isa: Isa, product: Product) -> Tiling:
-    """The tile that keeps most sums in registers, in blocks of almost equal height.
+def tiling(rows: int, columns: int, isa: Isa, product: Product | TileProduct) -> Tiling:
+    """The tile that keeps most sums in registers.
 
-    A step of K takes a register per vector of weights and one for the row (one more where the product isn't one
-    instruction). Four vectors across do best, three where they fit the columns exactly; few rows take more, so that
-    enough sums are under way to hide the latency of one.
+    In vector registers, blocks have almost equal heights. A step of K takes a register per vector of weights and one
+    for the row (one more where the product isn't one instruction). Four vectors across do best, three where they fit
+    the columns exactly; few rows take more, so that enough sums are under way to hide the latency of one.
     """
-    free = isa.registers - (1 if product.whole else 2)
     most = -(-columns // isa.lanes)
+    if isinstance(product, TileProduct):
+        whole, rest = divmod(rows, amx.BLOCK)
+        return Tiling(tuple(span for span in ((whole, amx.BLOCK), (int(rest > 0), rest)) if span[0]), min(4, most))
+    free = isa.registers - (1 if product.whole else 2)
     if rows <= 3 and free > 16:
         vectors = min(8, most)
     else:
         wide = 4 if free > 16 else 2
         vectors = next((v for v in (wide, 3) if most % v == 0 and free // v > 3), min(wide, most))
-    highest = max(1, (free - vectors) // vectors)
-    blocks = -(-rows // highest)
-    return Tiling(rows, -(-rows // blocks), blocks, vectors)
+    blocks = -(-rows // max(1, (free - vectors) // vectors))
+    height = -(-rows // blocks)
+    taller = rows - blocks * (height - 1)
+    spans = ((taller, height), (blocks - taller, height - 1))
+    return Tiling(tuple(span for span in spans if span[0]), vectors)
 
 
-def pack(weights: np.ndarray, vectors: int, isa: Isa, product: Product) -> np.ndarray:
-    """int8 [K, N] as [N / W][K / g][W * g], W = vectors * lanes, g the product's group; zeros where N and K end."""
+def pack(weights: np.ndarray, vectors: int, isa: Isa, product: Product | TileProduct) -> np.ndarray:
+    """int8 [K, N] as flat [N / W][K / g][W * g], W = vectors * lanes, g the product's group; zeros where N, K end."""
     width, group = vectors * isa.lanes, product.group
     depth, columns = weights.shape
-    padded = np.zeros((-(-depth // group) * group, -(-columns // width) * width), np.int8)
+    padded = np.zeros((-(-depth // product.depth) * product.depth, -(-columns // width) * width), np.int8)
     padded[:depth, :columns] = weights
     split = padded.reshape(-1, group, padded.shape[1] // width, width)
-    return np.ascontiguousarray(split.transpose(2, 0, 3, 1)).reshape(split.shape[2], split.shape[0], -1)
+    return np.ascontiguousarray(split.transpose(2, 0, 3, 1)).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -66,30 +72,59 @@ class Rows:
     stride: int
 
 
-def tile(
+@dataclass(frozen=True)
+class Panels:
+    """Packed weights in a flat array: `at(v)` is where vector v of columns starts, a group of K is `stride` further."""
+
+    array: Expr
+    at: Callable[[int], Expr]
+    stride: int
+
+
+@dataclass(frozen=True)
+class Start:
+    """First sums of columns in a flat array, those of vector v from `at(v)` on."""
+
+    array: Expr
+    at: Callable[[int], Expr]
+
+
+Finish = Callable[[Expr, Callable[[Expr], Expr]], None]
+"""Takes the number of a row of a tile, and its sums as a function of the column."""
+
+
+def multiply(
     rows: Rows,
     first_row: Expr,
     height: int,
     vectors: int,
     steps: int,
-    panel: Callable[[Expr, int], Expr],
-    start: Callable[[int], Expr],
+    panels: Panels,
+    start: Start | None,
     isa: Isa,
-    product: Product,
-) -> list[Expr]:
-    """Sums of `height` rows by `vectors` vectors of columns, as a local array per row (they stay in registers).
+    product: Product | TileProduct,
+    finish: Finish,
+) -> None:
+    """Sums of `height` rows by `vectors` vectors of columns, handed to `finish` row by row.
 
-    panel: the packed weights of a step of K and a vector. start: first sums of a vector.
+    steps: of K, each of the product's depth. start: None for zeros.
     """
-    lanes = isa.lanes
-    sums = [T.alloc_buffer((vectors * lanes,), "int32", scope="global") for _ in range(height)]
+    if isinstance(product, TileProduct):
+        amx.multiply(rows, first_row, height, vectors, steps, panels, start, product, finish)
+        return
+    lanes, group = isa.lanes, product.group
+    sums = [T.alloc_buffer((vectors * lanes,), "int32", scope="global") for _ in range(height)]  # stay in registers
     places = [T.Ramp(v * lanes, 1, lanes) for v in range(vectors)]
+    zero = T.Broadcast(T.int32(0), lanes)
     for acc in sums:
         for v, place in enumerate(places):
-            T.buffer_store(acc, start(v), [place])
+            first = zero if start is None else start.array[T.Ramp(start.at(v), 1, lanes)]
+            T.buffer_store(acc, first, [place])
     with T.serial(0, steps) as k:
         for row, acc in enumerate(sums):
-            word = product.word(rows.array, (first_row + row) * rows.stride + k * product.group)
+            word = product.word(rows.array, (first_row + row) * rows.stride + k * group)
             for v, place in enumerate(places):
-                T.buffer_store(acc, product(acc[place], word, panel(k, v), lanes), [place])
-    return sums
+                panel = panels.array[T.Ramp(panels.at(v) + k * panels.stride, 1, lanes * group)]
+                T.buffer_store(acc, product(acc[place], word, panel, lanes), [place])
+    for row, acc in enumerate(sums):
+        finish(row, lambda column, acc=acc: acc[column])  # type: ignore[misc]

@@ -1,0 +1,88 @@
+"""Products in AMX's tile registers.
+
+A tile of weights is 16 groups of K (four bytes each) by 16 columns, as `Panels` hold them, and one instruction
+multiplies it by a tile of 16 rows. Four tiles of sums take two of rows and two of weights per step, so that loads keep
+up with products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tvm.script.ir_builder import tirx as T
+
+from planish.backends.tvm.isa import TileProduct
+from planish.backends.tvm.scope import Expr, Scope
+
+if TYPE_CHECKING:
+    from planish.backends.tvm.tiles import Finish, Panels, Rows, Start
+
+ROWS, BLOCK = 16, 32  # of a tile, and of a block
+_LANES, _DEPTH = 16, 64
+_LEFT, _RIGHT = 4, 6  # first registers of rows and of weights; sums are in 0 to 3
+
+
+@contextmanager
+def configured(scope: Scope) -> Iterator[None]:
+    """Set the shape of all tiles, 16 rows of 64 bytes, for the statements within, on the thread that runs them."""
+    shapes = np.zeros(64, np.uint8)
+    shapes[0] = 1
+    shapes[16:32:2] = _DEPTH
+    shapes[48:56] = ROWS
+    _do("ldtilecfg", T.address_of(scope.constant("tile shapes", shapes)[0]))
+    yield
+    _do("tilerelease")
+
+
+def multiply(
+    rows: Rows,
+    first_row: Expr,
+    height: int,
+    vectors: int,
+    steps: int,
+    panels: Panels,
+    start: Start | None,
+    product: TileProduct,
+    finish: Finish,
+) -> None:
+    """As `tiles.multiply`. Tiles reach beyond the rows; what they read there enters no sum that is used."""
+    width = vectors * _LANES
+    sums = T.alloc_buffer((-(-height // ROWS) * ROWS * width,), "int32", scope="global")
+    tops = range(0, height, ROWS)
+    for left in range(0, vectors, 2):
+        across = range(left, min(left + 2, vectors))
+        _start(tops, across, start)
+        with T.serial(0, steps) as k:
+            for i, top in enumerate(tops):
+                place = (first_row + top) * rows.stride + k * _DEPTH
+                _do("tileloadd64", T.int8(_LEFT + i), T.address_of(rows.array[place]), T.int64(rows.stride))
+            for j, v in enumerate(across):
+                place = panels.at(v) + k * (_DEPTH // product.group * panels.stride)
+                _do("tileloadd64", T.int8(_RIGHT + j), T.address_of(panels.array[place]), T.int64(panels.stride))
+            for i in range(len(tops)):
+                for j in range(len(across)):
+                    _do(product.instruction, T.int8(2 * i + j), T.int8(_LEFT + i), T.int8(_RIGHT + j))
+        for i, top in enumerate(tops):
+            for j, v in enumerate(across):
+                place = T.address_of(sums[top * width + v * _LANES])
+                _do("tilestored64", T.int8(2 * i + j), place, T.int64(4 * width))
+    with T.serial(0, height) as row:
+        finish(row, lambda column: sums[row * width + column])
+
+
+def _start(tops: range, across: range, start: Start | None) -> None:
+    """Zeros, or the same first sums in every row of a tile (a stride of zero)."""
+    for i in range(len(tops)):
+        for j, v in enumerate(across):
+            if start is None:
+                _do("tilezero", T.int8(2 * i + j))
+            else:
+                place = T.address_of(start.array[start.at(v)])
+                _do("tileloadd64", T.int8(2 * i + j), place, T.int64(0))
+
+
+def _do(instruction: str, *operands: Expr) -> None:
+    T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{instruction}", *operands))
