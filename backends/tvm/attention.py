@@ -12,12 +12,11 @@ from tvm.script.ir_builder import tirx as T
 from planish.backends.tvm import amx
 from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, lane_of, pieces, spans, vector
 from planish.backends.tvm.expressions import Reader, broadcast, shape_of, unravelled
-from planish.backends.tvm.gemm import shared_out
 from planish.backends.tvm.isa import TileProduct, reduced
 from planish.backends.tvm.plain import variable
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
-from planish.backends.tvm.tiles import Panels, Rows, Start, multiply, tiling
+from planish.backends.tvm.tiles import Panels, Rows, Start, multiply, shared_out, tiling
 from planish.ir import dtypes, ops
 from planish.ir.ops.int_softmax import EXP_ENTRIES
 from planish.ir.ops.quantize import quant_of
@@ -74,7 +73,7 @@ class _Attention:
         self.scope.reaching(amx.ROWS * max(self.stride, self.across) + product.depth)
 
     def kernel(self) -> Kernel:
-        with IRBuilder() as builder, T.seq_scope(), shared_out(self.heads, self.scope, self.product) as head:
+        with IRBuilder() as builder, T.seq_scope(), shared_out(self.heads, self.scope, self.product) as (head, room):
             index = unravelled(head, self.batch)
             self.pack_queries(head, index)
             self.pack(self.k, head, self.width, self.tokens, self.groups,
@@ -86,17 +85,17 @@ class _Attention:
             row = 0
             for count, height in self.plan.spans:
                 with T.serial(0, count) as block:
-                    self.block(head, index, row + block * height, height)
+                    self.block(room, head, index, row + block * height, height)
                 row += count * height
         return self.scope.finish(builder, self.region.result)
 
-    def block(self, head: Expr, index: Index, row: Expr, height: int) -> None:
+    def block(self, room: Expr, head: Expr, index: Index, row: Expr, height: int) -> None:
         """A block of rows, from logits to results."""
-        self.logits_of(head, index, row, height)
+        self.logits_of(room, head, index, row, height)
         weights = T.alloc_buffer((height,), "int32", scope="global")
         with T.serial(0, height) as i:
             T.buffer_store(weights, self.exponentials_of(head, index, row + i, i), [i])
-        self.means_of(head, index, row, height, weights)
+        self.means_of(room, head, index, row, height, weights)
 
     def pack_queries(self, head: Expr, index: Index) -> None:
         shift = self.product.shift(self.queries.tensor.dtype)
@@ -145,7 +144,7 @@ class _Attention:
             place = head * self.columns + block * self.lanes
             T.buffer_store(self.first, total[every] * offset, [T.Ramp(place, 1, self.lanes)])
 
-    def logits_of(self, head: Expr, index: Index, row: Expr, height: int) -> None:
+    def logits_of(self, room: Expr, head: Expr, index: Index, row: Expr, height: int) -> None:
         """Logits of a block of rows, as codes."""
         lanes = self.lanes
         for column, used in spans(self.tokens, self.plan.vectors * lanes):
@@ -154,11 +153,11 @@ class _Attention:
                 for start, count in pieces(used, WIDEST):
                     self.store_logits(head, (*index, row + i), column + start, count, i, lambda c, s=start: sums(s + c))  # type: ignore[misc]
 
-            first = Start(self.first, lambda v, column=column: head * self.columns + column + v * lanes)  # type: ignore[misc]
+            first = Start(self.first, head * self.columns + column)
             multiply(
                 Rows(self.q, self.stride), head * self.rows + row, height, -(-used // lanes), self.steps,
                 self.panels(self.k, head, self.tokens, self.groups, T.floordiv(column, lanes)),
-                first if self.zero else None, self.isa, self.product, finish,
+                first if self.zero else None, self.isa, self.product, room, finish,
             )  # fmt: skip
 
     def store_logits(
@@ -227,7 +226,7 @@ class _Attention:
     def numerator(self, head: Expr, i: int, token: Expr) -> Expr:
         return (head * self.plan.height + i) * self.across + token
 
-    def means_of(self, head: Expr, index: Index, row: Expr, height: int, weights: Expr) -> None:
+    def means_of(self, room: Expr, head: Expr, index: Index, row: Expr, height: int, weights: Expr) -> None:
         """Weighted means of a block of rows, as many columns at a time as there are registers for."""
         lanes = self.lanes
         most = 4 if isinstance(self.mean_product, TileProduct) else max(1, (self.isa.registers - 4) // (height + 1))
@@ -240,7 +239,7 @@ class _Attention:
             multiply(
                 Rows(self.numerators, self.across), head * self.plan.height, height, -(-used // lanes),
                 self.mean_steps, self.panels(self.v, head, self.depth, self.mean_groups, column // lanes), None,
-                self.isa, self.mean_product, finish,
+                self.isa, self.mean_product, room, finish,
             )  # fmt: skip
 
     def store_means(self, outer: Index, column: int, used: int, sums: Callable[[Expr], Expr], weight: Expr) -> None:

@@ -69,7 +69,7 @@ def _tensor(array: np.ndarray) -> Any:
 
 
 def compiled(program: Program, target: Mapping[str, Any]) -> Any:
-    """A program as TVM's executable. Local arrays stay as they are: LLVM keeps them in registers, and tiles fill them."""
+    """A program as TVM's executable. Local arrays stay as they are: LLVM keeps them in registers, tiles fill them."""
     config, disabled = {"tirx.disable_storage_rewrite": True}, ["s_tir.CompactBufferAllocation"]
     with tvm.transform.PassContext(config=config, disabled_pass=disabled):
         return tvm.compile(program.module, target=tvm.target.Target(dict(target)))

@@ -19,11 +19,12 @@ from planish.backends.tvm.expressions import (
     shape_of,
 )
 from planish.backends.tvm.isa import Isa
+from planish.backends.tvm.narrow import narrowed, narrows
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.scope import Expr, Index, Scope
 from planish.ir import ops
 from planish.ir.graph import Node, Value
-from planish.ir.ops.quantize import quant_of
+from planish.ir.ops.quantize import _ToCodes, quant_of, rescaling
 
 WIDEST = 64  # lanes of a vector of bytes
 
@@ -102,22 +103,46 @@ class Epilogue:
             if isinstance(node.op, ops.IntTable):
                 self._look_up(node, at, lanes)
             else:
-                for position in range(len(node.inputs)):
-                    self._rescale(node, position, at, lanes)
+                self._to_codes(node, at, lanes)
 
-    def _rescale(self, node: Node, position: int, at: Callable[[Expr], Index], lanes: int) -> None:
-        """An operand on the scale of the result, if both have 32 bits and the vector is long enough."""
+    def _to_codes(self, node: Node, at: Callable[[Expr], Index], lanes: int) -> None:
+        """Operands on the scale of the result, and their sum saturated where instructions do that for whole vectors."""
+        op, positions = node.op, range(len(node.inputs))
+        assert isinstance(op, _ToCodes)
+        ready = [p for p in positions if self._rescales(node, p, lanes)]
+        bound = sum(largest(node, p) for p in positions) + abs(op.zero)
+        shifted = abs(op.zero) << rescaling(node.inputs[0].tensor, op.scale).shift
+        packed = len(ready) == len(positions) and bound < 2**31 and shifted < 2**62 and narrows(self.isa, op.to, lanes)
+        for position in ready:
+            self._rescale(node, position, at, lanes, op.zero if packed and position == 0 else 0)
+        if not packed:
+            return
+        total = T.alloc_buffer((lanes,), "int32", scope="global")
+        with vector(lanes) as lane:
+            parts = [self.rescaled[node, p](broadcast(at(lane), shape_of(node.inputs[p]))) for p in positions]
+            T.buffer_store(total, sum(parts[1:], parts[0]), [lane])
+        codes, lane_at = narrowed(self.isa, op.to, total, lanes), lane_of(at)
+        self.given[node.result] = lambda index: codes[lane_at(index)]
+
+    def _rescales(self, node: Node, position: int, lanes: int) -> bool:
+        """True if an operand can be rescaled in 32 bits, and the vector is long enough."""
+        type_ = node.inputs[position].tensor
+        zero = quant_of("x", type_).zero
+        return (
+            min(self.isa.lanes, lanes) >= 4 and largest(node, position) < 2**31 and not (zero and type_.dtype.bits > 16)
+        )
+
+    def _rescale(self, node: Node, position: int, at: Callable[[Expr], Index], lanes: int, zero: int) -> None:
+        """An operand on the scale of the result, and `zero` more."""
         value = node.inputs[position]
         quant, width = quant_of("x", value.tensor), min(self.isa.lanes, lanes)
-        if width < 4 or largest(node, position) >= 2**31 or (quant.zero and value.tensor.dtype.bits > 16):
-            return
         codes, found = (T.alloc_buffer((lanes,), "int32", scope="global") for _ in range(2))
         with vector(lanes) as lane:
             code = self.reader.operand(node, position, at(lane))
             if quant.zero:
                 code = centred(node, position, code, self.scope)
             T.buffer_store(codes, T.cast(code, "int32"), [lane])
-        multiplier, half, shift = dyadic(node, position, self.scope)
+        multiplier, half, shift = dyadic(node, position, self.scope, zero)
         channels = multiplier
         if quant.axis is not None:
             channels = T.alloc_buffer((lanes,), "int32", scope="global")

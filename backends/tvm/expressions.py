@@ -102,8 +102,11 @@ def rescaled(node: Node, position: int, reader: Reader, index: Index) -> tuple[E
     return (wide * factor + half) >> shift, largest(node, position)
 
 
-def dyadic(node: Node, position: int, scope: Scope) -> tuple[Expr, Expr, Expr]:
-    """Multiplier (int32, or an array of one per channel), half a unit and shift (int64) of an operand's rescaling."""
+def dyadic(node: Node, position: int, scope: Scope, zero: int = 0) -> tuple[Expr, Expr, Expr]:
+    """Multiplier (int32, or an array of one per channel), addend and shift (int64) of an operand's rescaling.
+
+    The addend is half a unit, and `zero` units.
+    """
     assert isinstance(node.op, _ToCodes)
     type_ = node.inputs[position].tensor
     factor = rescaling(type_, node.op.scale)
@@ -112,7 +115,7 @@ def dyadic(node: Node, position: int, scope: Scope) -> tuple[Expr, Expr, Expr]:
         multiplier = T.cast(scope.number((node, position, "multiplier"), multipliers[0]), "int32")
     else:
         multiplier = scope.constant((node, position, "multiplier"), multipliers.astype(np.int32))
-    half = scope.number((node, position, "half"), 1 << (factor.shift - 1))
+    half = scope.number((node, position, "half", zero), (1 << (factor.shift - 1)) + (zero << factor.shift))
     return multiplier, half, scope.number((node, position, "shift"), factor.shift)
 
 

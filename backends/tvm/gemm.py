@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tvm.script.ir_builder import IRBuilder
@@ -16,13 +15,11 @@ from planish.backends.tvm.expressions import RENAMING, Reader, shape_of, unravel
 from planish.backends.tvm.isa import Product, TileProduct
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
-from planish.backends.tvm.tiles import Panels, Rows, Start, multiply, pack, tiling
+from planish.backends.tvm.tiles import Panels, Rows, Start, multiply, pack, shared_out, tiling
 from planish.ir import ops
 from planish.ir.graph import Node, Value
 from planish.ir.op import constant
 from planish.ir.ops.quantize import quant_of
-
-_PIECES = 24  # of a product, for all threads: divisible by most counts of them
 
 
 def linear(region: Region, context: Context) -> Kernel:
@@ -106,25 +103,25 @@ def _blocks(
     packed = scope.constant("panels", pack(weights, plan.vectors, isa, product))
     first = scope.constant("start", _start(node, weights, bias, product, wide * width))
 
-    def body(block: Expr, row: Expr, height: int, used: int) -> None:
+    def body(room: Expr, block: Expr, row: Expr, height: int, used: int) -> None:
         def finish(i: Expr, sums: Callable[[Expr], Expr]) -> None:
             _finish(region, context, scope, sums, row + i, block * width, used, index)
 
         above = block * (steps * product.depth // product.group * stride)
         panels = Panels(packed, lambda v: above + v * isa.lanes * product.group, stride)
-        start = Start(first, lambda v: block * width + v * isa.lanes)
-        multiply(rows, row, height, -(-used // isa.lanes), steps, panels, start, isa, product, finish)
+        start = Start(first, block * width)
+        multiply(rows, row, height, -(-used // isa.lanes), steps, panels, start, isa, product, room, finish)
 
     scope.reaching(amx.ROWS * rows.stride + product.depth)
-    with shared_out(wide * plan.blocks, scope, product) as task:
+    with shared_out(wide * plan.blocks, scope, product) as (task, room):
         column = T.floordiv(task, plan.blocks) if wide > 1 else 0
         part = T.floormod(task, plan.blocks) if plan.blocks > 1 else 0
 
         def columns_of(row: Expr, height: int) -> None:
             last = columns - (wide - 1) * width
             _either(last < width and wide > 1, column < wide - 1,
-                    lambda: body(column, row, height, width if wide > 1 else last),
-                    lambda: body(column, row, height, last))  # fmt: skip
+                    lambda: body(room, column, row, height, width if wide > 1 else last),
+                    lambda: body(room, column, row, height, last))  # fmt: skip
 
         (count, height), (_, rest) = plan.spans[0], plan.spans[-1]
         _either(
@@ -132,16 +129,6 @@ def _blocks(
             lambda: columns_of(part * height, height),
             lambda: columns_of((part - count) * rest + count * height, rest),
         )  # fmt: skip
-
-
-@contextmanager
-def shared_out(tasks: int, scope: Scope, product: Product | TileProduct) -> Iterator[Expr]:
-    """A loop over tasks on all threads: in at most so many pieces that each is worth setting up tiles for."""
-    pieces = min(tasks, _PIECES)
-    with T.parallel(0, pieces) as piece, amx.configured(scope) if isinstance(product, TileProduct) else nullcontext():
-        first, last = (T.floordiv(p * tasks, pieces) for p in (piece, piece + 1))
-        with T.serial(first, last) as task:
-            yield task
 
 
 def _either(both: bool, condition: Expr, first: Callable[[], None], second: Callable[[], None]) -> None:

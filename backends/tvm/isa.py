@@ -101,7 +101,7 @@ class Isa:
 
     lanes: 32-bit elements of a vector. registers: vectors that code can hold at a time. cpu, attributes: for LLVM.
     features: what a CPU must say that it has (as in /proc/cpuinfo). byte_table: looks 64 bytes up in 256 at once.
-    tiles: has AMX's tile registers.
+    tiles: has AMX's tile registers. pack: name of the intrinsics that saturate two vectors into one, "" for none.
     """
 
     name: str
@@ -116,6 +116,7 @@ class Isa:
     words_product: Product
     byte_table: bool = False
     tiles: bool = False
+    pack: str = ""
 
     def target(self) -> dict[str, Any]:
         """The target as TVM takes it."""
@@ -162,6 +163,7 @@ _VNNI512 = Product("uint8", 4, "llvm.x86.avx512.vpdpbusd.512", whole=True)
 _WORDS512 = Product("int16", 2, "llvm.x86.avx512.pmaddw.d.512")
 _VNNI256 = Product("uint8", 4, "llvm.x86.avx512.vpdpbusd.256", whole=True)
 _WORDS256 = Product("int16", 2, "llvm.x86.avx2.pmadd.wd")
+_PACK512, _PACK256 = "llvm.x86.avx512.{}.512", "llvm.x86.avx2.{}"
 _WIDE = "-prefer-256-bit"
 
 ISAS: Mapping[str, Isa] = {
@@ -171,28 +173,29 @@ ISAS: Mapping[str, Isa] = {
             "amx-int8", "AVX-512 and AMX: Sapphire Rapids and later", _LINUX, "x86-64-v4",
             ("+avx512vnni", "+avx512vbmi", "+amx-tile", "+amx-int8", _WIDE),
             _V4 | {"avx512_vnni", "avx512vbmi", "amx_tile", "amx_int8"},
-            16, 32, _VNNI512, _WORDS512, byte_table=True, tiles=True,
+            16, 32, _VNNI512, _WORDS512, byte_table=True, tiles=True, pack=_PACK512,
         ),
         Isa(
             "avx512-vbmi", "AVX-512 with VNNI and VBMI: Ice Lake, Zen 4 and later", _LINUX, "x86-64-v4",
             ("+avx512vnni", "+avx512vbmi", _WIDE), _V4 | {"avx512_vnni", "avx512vbmi"},
-            16, 32, _VNNI512, _WORDS512, byte_table=True,
+            16, 32, _VNNI512, _WORDS512, byte_table=True, pack=_PACK512,
         ),
         Isa(
             "avx512-vnni", "AVX-512 with VNNI: Cascade Lake and later", _LINUX, "x86-64-v4",
             ("+avx512vnni", _WIDE), _V4 | {"avx512_vnni"}, 16, 32, _VNNI512, _WORDS512,
+            pack=_PACK512,
         ),
         Isa(
             "avx-vnni", "AVX2 with VNNI: Alder Lake and later", _LINUX, "x86-64-v3",
-            ("+avxvnni",), _V3 | {"avx_vnni"}, 8, 16, _VNNI256, _WORDS256,
+            ("+avxvnni",), _V3 | {"avx_vnni"}, 8, 16, _VNNI256, _WORDS256, pack=_PACK256,
         ),
         Isa(
             "avx2", "AVX2: Haswell, Zen and later", _LINUX, "x86-64-v3", (), _V3,
-            8, 16, None, _WORDS256,
+            8, 16, None, _WORDS256, pack=_PACK256,
         ),
         Isa(
             "x86-64", "any 64-bit x86", _LINUX, "x86-64", (), frozenset(),
-            4, 16, None, Product("int16", 2, "llvm.x86.sse2.pmadd.wd"),
+            4, 16, None, Product("int16", 2, "llvm.x86.sse2.pmadd.wd"), pack="llvm.x86.sse2.{}.128",
         ),
         Isa(
             "arm-i8mm", "64-bit ARM with i8mm: Neoverse V1, Apple M2 and later", "aarch64-unknown-linux-gnu",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm import amx
 from planish.backends.tvm.isa import Isa, Product, TileProduct
-from planish.backends.tvm.scope import Expr
+from planish.backends.tvm.scope import Expr, Scope
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ class Panels:
 
 @dataclass(frozen=True)
 class Start:
-    """First sums of columns in a flat array, those of vector v from `at(v)` on."""
+    """What sums of columns start from: elements of a flat array from `place` on."""
 
     array: Expr
-    at: Callable[[int], Expr]
+    place: Expr
 
 
 Finish = Callable[[Expr, Callable[[Expr], Expr]], None]
@@ -103,14 +104,15 @@ def multiply(
     start: Start | None,
     isa: Isa,
     product: Product | TileProduct,
+    room: Expr,
     finish: Finish,
 ) -> None:
     """Sums of `height` rows by `vectors` vectors of columns, handed to `finish` row by row.
 
-    steps: of K, each of the product's depth. start: None for zeros.
+    steps: of K, each of the product's depth. start: None for zeros. room: what `shared_out` gives.
     """
     if isinstance(product, TileProduct):
-        amx.multiply(rows, first_row, height, vectors, steps, panels, start, product, finish)
+        amx.multiply(rows, first_row, height, vectors, steps, panels, start, product, room, finish)
         return
     lanes, group = isa.lanes, product.group
     sums = [T.alloc_buffer((vectors * lanes,), "int32", scope="global") for _ in range(height)]  # stay in registers
@@ -118,7 +120,7 @@ def multiply(
     zero = T.Broadcast(T.int32(0), lanes)
     for acc in sums:
         for v, place in enumerate(places):
-            first = zero if start is None else start.array[T.Ramp(start.at(v), 1, lanes)]
+            first = zero if start is None else start.array[T.Ramp(start.place + v * lanes, 1, lanes)]
             T.buffer_store(acc, first, [place])
     with T.serial(0, steps) as k:
         for row, acc in enumerate(sums):
@@ -128,3 +130,20 @@ def multiply(
                 T.buffer_store(acc, product(acc[place], word, panel, lanes), [place])
     for row, acc in enumerate(sums):
         finish(row, lambda column, acc=acc: acc[column])  # type: ignore[misc]
+
+
+_PIECES = 24  # of a kernel's work, for all threads: divisible by most counts of them
+
+
+@contextmanager
+def shared_out(tasks: int, scope: Scope, product: Product | TileProduct) -> Iterator[tuple[Expr, Expr]]:
+    """A loop over tasks on all threads, in at most so many pieces that each is worth setting up tiles for.
+
+    Yields the task and the room that products need.
+    """
+    pieces = min(tasks, _PIECES)
+    with T.parallel(0, pieces) as piece:
+        first, last = (T.floordiv(p * tasks, pieces) for p in (piece, piece + 1))
+        tiles = amx.configured(scope) if isinstance(product, TileProduct) else nullcontext()
+        with tiles as room, T.serial(first, last) as task:
+            yield task, room
