@@ -15,9 +15,12 @@ from planish.backends.tvm.expressions import Reader, broadcast, shape_of, unrave
 from planish.backends.tvm.isa import TileProduct, reduced
 from planish.backends.tvm.plain import variable
 from planish.backends.tvm.regions import Region
+from planish.backends.tvm.repack import Packed
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
-from planish.backends.tvm.tiles import Panels, Rows, Start, multiply, shared_out, tiling
+from planish.backends.tvm.tiles import Rows, Start, multiply, shared_out, tiling
 from planish.ir import dtypes, ops
+from planish.ir.graph import Node, Value
+from planish.ir.op import constant
 from planish.ir.ops.int_softmax import EXP_ENTRIES
 from planish.ir.ops.quantize import quant_of
 
@@ -44,6 +47,7 @@ class _Attention:
         (self.queries, self.keys), self.values = found.product.inputs, found.mean.inputs[1]
         self.logits, *self.keep = found.exponential.inputs
         self.reader = Reader(self.scope, context.stored, {})
+        self.padded = _rests_on_one(self.logits, self.product_node)  # then whole vectors of logits cost nothing more
         *self.batch, self.rows, self.width = shape_of(self.queries)
         self.tokens, self.depth, self.heads = shape_of(self.keys)[-1], shape_of(self.values)[-1], math.prod(self.batch)
         lanes = self.lanes = self.isa.lanes
@@ -54,32 +58,41 @@ class _Attention:
         self.plan = tiling(self.rows, min(self.tokens, 4 * lanes), self.isa, product)
         self.zero = quant_of("x", self.queries.tensor).zero + product.shift(self.queries.tensor.dtype)
         self.steps, self.mean_steps = -(-self.width // product.depth), -(-self.tokens // means.depth)
-        self.groups, self.mean_groups = (
-            steps * p.depth // self.group for steps, p in ((self.steps, product), (self.mean_steps, means))
-        )
-        self.stride = _padded(self.width, self.group)  # of packed queries
-        self.across = max(_padded(self.tokens, WIDEST), self.mean_groups * self.group)  # of logits and numerators
+        k_depth, v_depth = self.steps * product.depth, self.mean_steps * means.depth
         self.columns = _padded(self.tokens, lanes)
-        self.panel = lanes * self.group
-        self.q = self.scope.scratch((self.heads * self.rows * self.stride + WIDEST,), product.dtype)
-        self.k = self.scope.scratch((self.heads * self.columns * self.groups * self.group,), "int8")
-        self.v = self.scope.scratch((self.heads * _padded(self.depth, lanes) * self.mean_groups * self.group,), "int8")
+        self.across = _padded(self.tokens, max(WIDEST, means.depth))  # of logits and numerators
+        self.k, self.v = (
+            Packed(self.scope.scratch((size,), "int8"), depth, columns, lanes, self.group)
+            for size, depth, columns in (
+                (self.heads * self.columns * k_depth, k_depth, self.tokens),
+                (self.heads * _padded(self.depth, lanes) * v_depth, v_depth, self.depth),
+            )
+        )
+        self.q = self.rows_of_queries()
         self.first = self.scope.scratch((self.heads * self.columns,), "int32")
         self.codes = self.scope.scratch(
             (self.heads, self.plan.height * self.across), str(self.logits.tensor.dtype.storage)
         )
         self.numerators = self.scope.scratch((self.heads * self.plan.height * self.across + WIDEST,), means.dtype)
         self.table = self.scope.constant("exp", self.exp.table(self.logits.tensor).astype(np.uint8))
-        self.scope.reaching(amx.ROWS * max(self.stride, self.across) + product.depth)
+        self.scope.reaching(amx.ROWS * max(self.q.stride, self.across) + product.depth)
+
+    def rows_of_queries(self) -> Rows:
+        """Where they are stored, if they are stored as rows that products take; else room for a copy."""
+        stride, shift = _padded(self.width, self.group), self.product.shift(self.queries.tensor.dtype)
+        self.copied = self.queries not in self.context.stored or shift != 0 or stride != self.width
+        self.copied = self.copied or self.product.dtype != str(self.queries.tensor.dtype.storage)
+        if not self.copied:
+            return Rows(self.scope.flat(self.queries), stride)
+        return Rows(self.scope.scratch((self.heads * self.rows * stride + WIDEST,), self.product.dtype), stride)
 
     def kernel(self) -> Kernel:
         with IRBuilder() as builder, T.seq_scope(), shared_out(self.heads, self.scope, self.product) as (head, room):
             index = unravelled(head, self.batch)
-            self.pack_queries(head, index)
-            self.pack(self.k, head, self.width, self.tokens, self.groups,
-                      lambda e, n: self.reader.at(self.keys, (*index, e, n)))  # fmt: skip
-            self.pack(self.v, head, self.tokens, self.depth, self.mean_groups,
-                      lambda n, e: self.reader.at(self.values, (*index, n, e)))  # fmt: skip
+            if self.copied:
+                self.copy_queries(head, index)
+            self.k.by_column(head, self.width, lambda e, n: self.reader.at(self.keys, (*index, e, n)))
+            self.v.by_row(head, self.tokens, lambda n, e: self.reader.at(self.values, (*index, n, e)))
             if self.zero:
                 self.start_of_sums(head)
             row = 0
@@ -97,38 +110,16 @@ class _Attention:
             T.buffer_store(weights, self.exponentials_of(head, index, row + i, i), [i])
         self.means_of(room, head, index, row, height, weights)
 
-    def pack_queries(self, head: Expr, index: Index) -> None:
-        shift = self.product.shift(self.queries.tensor.dtype)
+    def copy_queries(self, head: Expr, index: Index) -> None:
+        shift, stride = self.product.shift(self.queries.tensor.dtype), self.q.stride
         with T.serial(0, self.rows) as n:
-            place = (head * self.rows + n) * self.stride
+            place = (head * self.rows + n) * stride
             for start, count in chunks(self.width, WIDEST):
                 with vector(count) as e:
                     code = T.cast(self.reader.at(self.queries, (*index, n, start + e)), "int32") + shift
-                    T.buffer_store(self.q, T.cast(code, self.product.dtype), [place + start + e])
-            for e in range(self.width, self.stride):
-                T.buffer_store(self.q, T.Cast(self.product.dtype, 0), [place + e])
-
-    def pack(
-        self, panels: Expr, head: Expr, inner: int, columns: int, groups: int, at: Callable[[Expr, Expr], Expr]
-    ) -> None:
-        """[inner, columns] as [columns / lanes][inner / group][lanes * group], with zeros where it ends."""
-        size = _padded(columns, self.lanes) * groups * self.group
-        with T.serial(0, groups) as k:
-            for start, count in chunks(columns, self.lanes):
-                block, within = T.floordiv(start, self.lanes), T.floormod(start, self.lanes)
-                place = head * size + (block * groups + k) * self.panel + within * self.group
-                for g in range(self.group):
-                    with vector(count) as lane:
-                        inside = k * self.group + g
-                        code = at(T.min(inside, inner - 1), start + lane)
-                        if groups * self.group > inner:
-                            code = T.Select(inside < inner, code, T.int8(0))
-                        T.buffer_store(panels, code, [place + lane * self.group + g])
-
-    def panels(self, packed: Expr, head: Expr, columns: int, groups: int, first: Expr) -> Panels:
-        """Those of one head from vector `first` of the columns on."""
-        above = head * (_padded(columns, self.lanes) * groups * self.group)
-        return Panels(packed, lambda v: above + (first + v) * (groups * self.panel), self.panel)
+                    T.buffer_store(self.q.array, T.cast(code, self.product.dtype), [place + start + e])
+            for e in range(self.width, stride):
+                T.buffer_store(self.q.array, T.Cast(self.product.dtype, 0), [place + e])
 
     def start_of_sums(self, head: Expr) -> None:
         """What the zero point of the queries adds to the sum of each key."""
@@ -136,9 +127,9 @@ class _Attention:
         with T.serial(0, self.columns // self.lanes) as block:
             total = T.alloc_buffer((self.lanes,), "int32", scope="global")
             T.buffer_store(total, T.Broadcast(T.int32(0), self.lanes), [every])
-            keys = self.panels(self.k, head, self.tokens, self.groups, block)
-            with T.serial(0, self.groups) as k:
-                panel = self.k[T.Ramp(keys.at(0) + k * self.panel, 1, self.panel)]
+            keys = self.k.panels(head, block)
+            with T.serial(0, self.k.groups) as k:
+                panel = keys.array[T.Ramp(keys.at(0) + k * keys.stride, 1, keys.stride)]
                 T.buffer_store(total, self.vectors(total[every], self.vectors.ones, panel, self.lanes), [every])
             offset = T.Broadcast(T.cast(self.scope.number("offset", -self.zero), "int32"), self.lanes)
             place = head * self.columns + block * self.lanes
@@ -147,7 +138,7 @@ class _Attention:
     def logits_of(self, room: Expr, head: Expr, index: Index, row: Expr, height: int) -> None:
         """Logits of a block of rows, as codes."""
         lanes = self.lanes
-        for column, used in spans(self.tokens, self.plan.vectors * lanes):
+        for column, used in spans(self.columns if self.padded else self.tokens, self.plan.vectors * lanes):
 
             def finish(i: Expr, sums: Callable[[Expr], Expr], column: Expr = column, used: int = used) -> None:
                 for start, count in pieces(used, WIDEST):
@@ -155,8 +146,8 @@ class _Attention:
 
             first = Start(self.first, head * self.columns + column)
             multiply(
-                Rows(self.q, self.stride), head * self.rows + row, height, -(-used // lanes), self.steps,
-                self.panels(self.k, head, self.tokens, self.groups, T.floordiv(column, lanes)),
+                self.q, head * self.rows + row, height, -(-used // lanes), self.steps,
+                self.k.panels(head, T.floordiv(column, lanes)),
                 first if self.zero else None, self.isa, self.product, room, finish,
             )  # fmt: skip
 
@@ -174,54 +165,72 @@ class _Attention:
             code = codes.reader.at(self.logits, at(lane))
             T.buffer_store(self.codes, code, [head, i * self.across + first + lane])
 
-    def exponentials_of(self, head: Expr, index: Index, row: Expr, i: int) -> Expr:
-        """Numerators of a row; the value is their sum, at least 1."""
-        least, wide = self.logits.tensor.dtype.min, min(2 * self.lanes, 1 << (self.tokens.bit_length() - 1))
-        place, every = i * self.across, T.Ramp(0, 1, WIDEST)
-
-        stored = str(self.logits.tensor.dtype.storage)
+    def exponentials_of(self, head: Expr, index: Index, row: Expr, i: Expr) -> Expr:
+        """Numerators of a row, and zeros behind them; the value is their sum, at least 1."""
+        dtype, columns = self.logits.tensor.dtype, self.columns if self.padded else self.tokens
+        stored, lanes = str(dtype.storage), T.Ramp(0, 1, self.lanes)
 
         def kept(token: Expr) -> Expr:
-            where = (*index, row, token)
+            where = (*index, row, T.min(token, self.tokens - 1) if self.padded else token)
             return self.reader.at(self.keep[0], broadcast(where, shape_of(self.keep[0])))
 
         def code(token: Expr) -> Expr:
-            c = self.codes[head, place + token]
-            return T.Select(kept(token), c, T.Cast(stored, least)) if self.keep else c
+            c = self.codes[head, i * self.across + token]
+            return T.Select(kept(token), c, T.Cast(stored, dtype.min)) if self.keep else c
 
+        greatest = self.greatest(code, columns, stored)
+        sums = T.alloc_buffer((self.lanes,), "int32", scope="global")
+        T.buffer_store(sums, T.Broadcast(T.int32(0), self.lanes), [lanes])
+        for start, used in spans(self.tokens, WIDEST):
+            distance, found = (T.alloc_buffer((WIDEST,), "uint8", scope="global") for _ in range(2))
+            for first, count in pieces(_padded(used, self.lanes) if self.padded else used, WIDEST):
+                with vector(count) as lane:
+                    below = self.distance(greatest, code(start + first + lane), stored)
+                    T.buffer_store(distance, below, [first + lane])
+            self.look_up(distance, found, used)
+            numerators = T.alloc_buffer((WIDEST,), "uint8", scope="global")
+            with vector(WIDEST) as lane:
+                inside = found[lane] if used == WIDEST else T.Select(lane < used, found[lane], T.uint8(0))
+                T.buffer_store(numerators, inside, [lane])
+            if self.keep:
+                for first, count in pieces(used, WIDEST):
+                    with vector(count) as lane:
+                        e = T.Select(kept(start + first + lane), numerators[first + lane], T.uint8(0))
+                        T.buffer_store(numerators, e, [first + lane])
+            with vector(WIDEST) as lane:
+                e = T.cast(numerators[lane], self.mean_product.dtype)
+                T.buffer_store(self.numerators, e, [self.numerator(head, i, start + lane)])
+            for first in range(0, WIDEST, self.k.panel):
+                e = self.numerators[T.Ramp(self.numerator(head, i, start + first), 1, self.k.panel)]
+                T.buffer_store(sums, self.vectors.total(sums[lanes], e, self.lanes), [lanes])
+        return T.max(reduced("add", sums, self.lanes), 1)
+
+    def greatest(self, code: Callable[[Expr], Expr], columns: int, stored: str) -> Expr:
+        """The greatest code of a row."""
+        wide = min(2 * self.lanes, 1 << (columns.bit_length() - 1))
         most = T.alloc_buffer((wide,), stored, scope="global")
         with vector(wide) as lane:
             T.buffer_store(most, code(lane), [lane])
-        for start, count in chunks(self.tokens - wide, wide):
+        for start, count in chunks(columns - wide, wide):
             with vector(count) as lane:
                 T.buffer_store(most, T.max(most[lane], code(wide + start + lane)), [lane])
-        greatest = variable(most.dtype, reduced("max", most, wide))
-        sums = T.alloc_buffer((self.lanes,), "int32", scope="global")
-        with vector(self.lanes) as lane:
-            T.buffer_store(sums, T.int32(0), [lane])
-        for start, count in chunks(self.tokens, WIDEST):
-            distance, found = (T.alloc_buffer((WIDEST,), "uint8", scope="global") for _ in range(2))
+        return variable(stored, reduced("max", most, wide))[0]
+
+    def distance(self, greatest: Expr, code: Expr, stored: str) -> Expr:
+        """How far below the greatest code, in the unsigned type of the same size, which holds it; at most a byte."""
+        unsigned = "u" + stored.removeprefix("u")
+        below = T.cast(greatest, unsigned) - T.cast(code, unsigned)
+        return T.cast(T.min(below, T.Cast(unsigned, EXP_ENTRIES - 1)), "uint8")
+
+    def look_up(self, distance: Expr, found: Expr, used: int) -> None:
+        """Exponentials of distances."""
+        every = T.Ramp(0, 1, WIDEST)
+        if self.isa.byte_table:
+            T.buffer_store(found, self.isa.lookup(self.table, distance[every], WIDEST), [every])
+            return
+        for first, count in pieces(used, WIDEST):
             with vector(count) as lane:
-                below = T.cast(greatest[0], "int32") - T.cast(code(start + lane), "int32")
-                below = T.min(below, T.int32(EXP_ENTRIES - 1))
-                T.buffer_store(distance, T.cast(below, "uint8"), [lane])
-            if self.isa.byte_table:
-                T.buffer_store(found, self.isa.lookup(self.table, distance[every], WIDEST), [every])
-            else:
-                with vector(count) as lane:
-                    T.buffer_store(found, self.table[T.cast(distance[lane], "int32")], [lane])
-            with vector(count) as lane:
-                e = T.Select(kept(start + lane), found[lane], T.uint8(0)) if self.keep else found[lane]
-                T.buffer_store(
-                    self.numerators, T.cast(e, self.mean_product.dtype), [self.numerator(head, i, start + lane)]
-                )
-        for token in range(self.tokens, _padded(self.tokens, self.panel)):
-            T.buffer_store(self.numerators, T.Cast(self.mean_product.dtype, 0), [self.numerator(head, i, token)])
-        for start, _ in chunks(_padded(self.tokens, self.panel), self.panel):
-            e = self.numerators[T.Ramp(self.numerator(head, i, start), 1, self.panel)]
-            lanes = T.Ramp(0, 1, self.lanes)
-            T.buffer_store(sums, self.vectors.total(sums[lanes], e, self.lanes), [lanes])
-        return T.max(reduced("add", sums, self.lanes), 1)
+                T.buffer_store(found, self.table[T.cast(distance[first + lane], "int32")], [first + lane])
 
     def numerator(self, head: Expr, i: int, token: Expr) -> Expr:
         return (head * self.plan.height + i) * self.across + token
@@ -238,7 +247,7 @@ class _Attention:
 
             multiply(
                 Rows(self.numerators, self.across), head * self.plan.height, height, -(-used // lanes),
-                self.mean_steps, self.panels(self.v, head, self.depth, self.mean_groups, column // lanes), None,
+                self.mean_steps, self.v.panels(head, column // lanes), None,
                 self.isa, self.mean_product, room, finish,
             )  # fmt: skip
 
@@ -270,3 +279,13 @@ class _Attention:
 
 def _padded(extent: int, to: int) -> int:
     return -(-extent // to) * to
+
+
+def _rests_on_one(value: Value, node: Node) -> bool:
+    """True if `value` is made of the result of `node` alone, and constants."""
+    while value is not node.result:
+        made = value.node
+        if made is None or sum(constant(operand) is None for operand in made.inputs) != 1:
+            return False
+        value = next(operand for operand in made.inputs if constant(operand) is None)
+    return True

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from planish.backends.tvm.expressions import BIJECTIONS, EXPRESSIONS, MOVEMENT, POINTWISE, RENAMING
 from planish.backends.tvm.scope import extents
@@ -75,7 +78,7 @@ def regions(graph: Graph) -> tuple[list[Region], frozenset[Value]]:
             continue
         if value in outputs or not _vanishes(node, fused):
             anchor = _anchor(value, fused)
-            result, moves = _moved(value, outputs) if anchor is not None else (value, ())
+            result, moves = _moved(value, anchor, outputs) if anchor is not None else (value, ())
             placed.add(result)
             found.append(Region(value, result, moves, anchor, attentions.get(anchor) if anchor else None))
     return found, frozenset(region.result for region in found)
@@ -126,13 +129,24 @@ def _anchor(value: Value, fused: Mapping[Value, Value]) -> Node | None:
     return None
 
 
-def _moved(value: Value, outputs: set[Value]) -> tuple[Value, tuple[Node, ...]]:
-    """What to store instead of `value`: its only readers move its elements, so they are written to where they go."""
-    moves: list[Node] = []
+def _moved(value: Value, anchor: Node, outputs: set[Value]) -> tuple[Value, tuple[Node, ...]]:
+    """What to store instead of `value`: its only readers move its elements, so they are written to where they go.
+
+    As many moves are made as leave what is computed together next to each other; all of them if none does.
+    """
+    shape = extents(value.tensor, value.hint)
+    axis = 1 if isinstance(anchor.op, ops.IntConv) else len(shape) - 1
+    second = math.prod(shape[axis + 1 :])  # place of what is computed next to the first element
+    places = np.arange(math.prod(shape)).reshape(shape)
+    made: list[Node] = []
+    found = (value, 0) if second == 1 else None
     while len(value.uses) == 1 and value not in outputs and isinstance(value.users[0].op, BIJECTIONS):
-        moves.append(value.users[0])
-        value = value.users[0].result
-    return value, tuple(moves)
+        made.append(value.users[0])
+        places, value = made[-1].op.evaluate(places), made[-1].result
+        if shape[axis : axis + 1] in ((), (1,)) or places.flat[1] == second:
+            found = (value, len(made))
+    value, count = found or (value, len(made))
+    return value, tuple(made[:count])
 
 
 def _attention(mean: Node) -> Attention | None:
