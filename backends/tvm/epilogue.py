@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -64,10 +65,12 @@ class Epilogue:
         self._store(index, self.reader.at(self.region.value, index))
 
     def write_lanes(self, at: Callable[[Expr], Index], lanes: int) -> None:
-        """Store `lanes` elements at once; `at` gives the index of each."""
+        """Store `lanes` elements at once, or as many as lie next to each other; `at` gives the index of each."""
         self.stage(at, lanes)
-        with vector(lanes) as lane:
-            self.write(at(lane))
+        run = math.gcd(self.region.run, lanes)
+        for start in range(0, lanes, run):
+            with vector(run) as lane:
+                self.write(at(start + lane))
 
     def write_row(self, outer: Index, extent: int) -> None:
         """Store a row of the region's value, in vectors."""

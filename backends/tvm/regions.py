@@ -36,6 +36,7 @@ class Region:
 
     anchor: the reduction that its expression rests on; None for a pointwise one.
     value: what the expression gives; the stored result is it, moved by the ops `moves`.
+    run: so many elements that are computed together lie next to each other in the result; 0 for all of them.
     """
 
     value: Value
@@ -43,6 +44,7 @@ class Region:
     moves: tuple[Node, ...]
     anchor: Node | None
     attention: Attention | None = None
+    run: int = 0
 
 
 REDUCTIONS: tuple[type[Op], ...] = (
@@ -78,9 +80,9 @@ def regions(graph: Graph) -> tuple[list[Region], frozenset[Value]]:
             continue
         if value in outputs or not _vanishes(node, fused):
             anchor = _anchor(value, fused)
-            result, moves = _moved(value, anchor, outputs) if anchor is not None else (value, ())
+            result, moves, run = _moved(value, anchor, outputs) if anchor is not None else (value, (), 0)
             placed.add(result)
-            found.append(Region(value, result, moves, anchor, attentions.get(anchor) if anchor else None))
+            found.append(Region(value, result, moves, anchor, attentions.get(anchor) if anchor else None, run))
     return found, frozenset(region.result for region in found)
 
 
@@ -129,24 +131,31 @@ def _anchor(value: Value, fused: Mapping[Value, Value]) -> Node | None:
     return None
 
 
-def _moved(value: Value, anchor: Node, outputs: set[Value]) -> tuple[Value, tuple[Node, ...]]:
+def _moved(value: Value, anchor: Node, outputs: set[Value]) -> tuple[Value, tuple[Node, ...], int]:
     """What to store instead of `value`: its only readers move its elements, so they are written to where they go.
 
     As many moves are made as leave what is computed together next to each other; all of them if none does.
+    Also says how many elements stay next to each other then.
     """
     shape = extents(value.tensor, value.hint)
     axis = 1 if isinstance(anchor.op, ops.IntConv) else len(shape) - 1
-    second = math.prod(shape[axis + 1 :])  # place of what is computed next to the first element
+    together = shape[axis] if shape else 1
     places = np.arange(math.prod(shape)).reshape(shape)
+    successors = np.arange(together) * math.prod(shape[axis + 1 :])
     made: list[Node] = []
-    found = (value, 0) if second == 1 else None
+
+    def neighbours() -> int:
+        run = places.ravel()[:together]
+        return int(np.argmin([*(run == successors[: run.size]), False]))
+
+    runs = [(value, neighbours())]
     while len(value.uses) == 1 and value not in outputs and isinstance(value.users[0].op, BIJECTIONS):
         made.append(value.users[0])
         places, value = made[-1].op.evaluate(places), made[-1].result
-        if shape[axis : axis + 1] in ((), (1,)) or places.flat[1] == second:
-            found = (value, len(made))
-    value, count = found or (value, len(made))
-    return value, tuple(made[:count])
+        runs.append((value, neighbours()))
+    count = max((i for i, (_, run) in enumerate(runs) if run > 1 or together == 1), default=len(made))
+    result, run = runs[count]
+    return result, tuple(made[:count]), 0 if run == together else run
 
 
 def _attention(mean: Node) -> Attention | None:
