@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from planish.backends.tvm.tiles import Finish, Panels, Rows, Start
 
 ROWS, BLOCK, WIDEST = 16, 32, 64  # of a tile; rows and columns of a block
-_LANES, _DEPTH = 16, 64
+_LANES, DEPTH = 16, 64  # columns of a tile; bytes of K
 _LEFT, _RIGHT = 4, 6  # first registers of rows and of weights; sums are in 0 to 3
 
 
@@ -31,13 +31,18 @@ def configured(scope: Scope) -> Iterator[Expr]:
 
     Yields room for the sums of a block.
     """
+    do("ldtilecfg", T.address_of(scope.constant("tile shapes", tile_shapes())[0]))
+    yield T.alloc_buffer((BLOCK * WIDEST,), "int32", scope="global")
+    do("tilerelease")
+
+
+def tile_shapes() -> np.ndarray:
+    """What the instruction takes that sets the shape of tiles."""
     shapes = np.zeros(64, np.uint8)
     shapes[0] = 1
-    shapes[16:32:2] = _DEPTH
+    shapes[16:32:2] = DEPTH
     shapes[48:56] = ROWS
-    _do("ldtilecfg", T.address_of(scope.constant("tile shapes", shapes)[0]))
-    yield T.alloc_buffer((BLOCK * WIDEST,), "int32", scope="global")
-    _do("tilerelease")
+    return shapes
 
 
 def multiply(
@@ -61,21 +66,21 @@ def multiply(
     for left in range(0, vectors, 2):
         across = range(left, min(left + 2, vectors))
         for register in range(2 * len(tops)):
-            _do("tilezero", T.int8(register))
+            do("tilezero", T.int8(register))
         with T.serial(0, steps) as k:
             for i, top in enumerate(tops):
-                place = (first_row + top) * rows.stride + k * _DEPTH
-                _do("tileloadd64", T.int8(_LEFT + i), T.address_of(rows.array[place]), T.int64(rows.stride))
+                place = (first_row + top) * rows.stride + k * DEPTH
+                do("tileloadd64", T.int8(_LEFT + i), T.address_of(rows.array[place]), T.int64(rows.stride))
             for j, v in enumerate(across):
-                place = panels.at(v) + k * (_DEPTH // product.group * panels.stride)
-                _do("tileloadd64", T.int8(_RIGHT + j), T.address_of(panels.array[place]), T.int64(panels.stride))
+                place = panels.at(v) + k * (DEPTH // product.group * panels.stride)
+                do("tileloadd64", T.int8(_RIGHT + j), T.address_of(panels.array[place]), T.int64(panels.stride))
             for i in range(len(tops)):
                 for j in range(len(across)):
-                    _do(product.instruction, T.int8(2 * i + j), T.int8(_LEFT + i), T.int8(_RIGHT + j))
+                    do(product.instruction, T.int8(2 * i + j), T.int8(_LEFT + i), T.int8(_RIGHT + j))
         for i, top in enumerate(tops):
             for j, v in enumerate(across):
                 place = T.address_of(sums[top * width + v * _LANES])
-                _do("tilestored64", T.int8(2 * i + j), place, T.int64(4 * width))
+                do("tilestored64", T.int8(2 * i + j), place, T.int64(4 * width))
     with T.serial(0, height) as row:
 
         def sum_of(column: Expr) -> Expr:
@@ -85,5 +90,6 @@ def multiply(
         finish(row, sum_of)
 
 
-def _do(instruction: str, *operands: Expr) -> None:
+def do(instruction: str, *operands: Expr) -> None:
+    """An instruction on tile registers."""
     T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{instruction}", *operands))

@@ -43,6 +43,10 @@ class Product:
             return acc + T.Cast(f"int32x{lanes}", row)
         return self._multiplied(acc, row, T.Broadcast(T.int8(1), lanes * self.group), lanes)
 
+    def squares(self, row: Expr, lanes: int) -> Expr:
+        """Sums of the squares of two neighbours, for vectors of int16; as bits of unsigned integers."""
+        return T.call_llvm_pure_intrin(f"int32x{lanes}", T.llvm_lookup_intrinsic_id(self.intrinsic), row, row)
+
     def _multiplied(self, acc: Expr, row: Expr, panel: Expr, lanes: int) -> Expr:
         name, count = T.llvm_lookup_intrinsic_id(self.intrinsic), lanes * self.group
         if self.whole:

@@ -11,6 +11,7 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from planish.backends.tvm import amx
 from planish.backends.tvm.isa import Isa
 from planish.backends.tvm.scope import Expr
 from planish.ir import dtypes
@@ -41,6 +42,26 @@ def float_peak(isa: Isa) -> float | None:
     return _measured(isa, "float32", "float32", "float32", step)
 
 
+def tile_peak(isa: Isa) -> float | None:
+    """The same with u8 by s8 products in tile registers; None where there are none."""
+    if not isa.tiles:
+        return None
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        T.func_attr({"global_symbol": "main", "tirx.noalias": True})
+        shapes = T.arg("shapes", T.Buffer((64,), "uint8"))
+        with T.parallel(0, 1):
+            amx.do("ldtilecfg", T.address_of(shapes[0]))
+            for register in range(8):
+                amx.do("tilezero", T.int8(register))
+            with T.serial(0, _STEPS):
+                for register in range(4):
+                    amx.do("tdpbusd", T.int8(register), T.int8(4 + register // 2), T.int8(6 + register % 2))
+            amx.do("tilerelease")
+    seconds = _seconds(builder.get(), isa, [amx.tile_shapes()])
+    return 2.0 * amx.ROWS * amx.ROWS * amx.DEPTH * 4 * _STEPS / seconds
+
+
 def _measured(isa: Isa, total: str, row: str, panel: str, step: Callable[[Expr, Expr, Expr], Expr]) -> float:
     """Twice the lanes that `step` brings forward per second, with as many sums under way as registers allow."""
     lanes, count = isa.lanes, isa.registers - 6
@@ -59,13 +80,18 @@ def _measured(isa: Isa, total: str, row: str, panel: str, step: Callable[[Expr, 
                     T.buffer_store(acc, step(acc[every], rows, panels), [every])
             for i, acc in enumerate(sums):
                 T.buffer_store(out, acc[every], [T.Ramp(i * lanes, 1, lanes)])
+    arrays = [np.ones(256, row), np.ones(256, panel), np.zeros(count * lanes, total)]
+    return 2.0 * lanes * count * _STEPS / _seconds(builder.get(), isa, arrays)
+
+
+def _seconds(function: Expr, isa: Isa, arrays: list[np.ndarray]) -> float:
+    """The median time of a function on arrays."""
     with tvm.transform.PassContext(config={"tirx.disable_storage_rewrite": True}):
-        main = tvm.compile(tvm.IRModule({"main": builder.get()}), target=tvm.target.Target(isa.target()))["main"]
-    arrays = [tvm.runtime.tensor(np.ones(size, kind)) for size, kind in ((256, row), (256, panel))]
-    arrays.append(tvm.runtime.tensor(np.zeros(count * lanes, total)))
+        main = tvm.compile(tvm.IRModule({"main": function}), target=tvm.target.Target(isa.target()))["main"]
+    tensors = [tvm.runtime.tensor(array) for array in arrays]
     seconds = []
     for _ in range(_ROUNDS):
         start = time.perf_counter()
-        main(*arrays)
+        main(*tensors)
         seconds.append(time.perf_counter() - start)
-    return 2.0 * lanes * count * _STEPS / statistics.median(seconds)
+    return statistics.median(seconds)

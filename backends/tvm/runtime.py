@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import platform
 import threading
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from planish.ir.errors import CalibrationError, FrontendError, UnsupportedOp
 LIBRARY, CONSTANTS, DESCRIPTION, RUNTIME = "model.so", "constants.bin", "library.json", "libtvm_runtime.so"
 FORMAT = 1
 _ALIGNMENT = 64  # bytes; compiled code relies on it
+_SHARE_CORES = -3  # TVM's mode in which no thread is bound to one of the cores
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,9 @@ class Library:
         self.outputs = tuple(_port(entry) for entry in description["outputs"])
         self.metadata: Mapping[str, str] = description["metadata"]
         self.threads, self.isa = threads, description["isa"]
-        self._lock = threading.Lock()
+        self._lock, self._started = threading.Lock(), threading.local()
         ffi = _runtime(folder)
-        if threads:
-            ffi.get_global_func("runtime.config_threadpool")(1, threads)
+        self._configure = ffi.get_global_func("runtime.config_threadpool")
         try:
             self._module = ffi.load_module(str(folder / LIBRARY))
         except (RuntimeError, OSError) as error:
@@ -86,6 +87,7 @@ class Library:
                 )
             arrays[port.name] = array
         with self._lock:
+            self._start_threads()
             for name, array in arrays.items():
                 self._arrays[name].reshape(array.shape)[...] = array
             self._main(*self._arguments)
@@ -94,6 +96,22 @@ class Library:
                 for port in self.outputs
                 if outputs is None or port.name in outputs
             }
+
+    def _start_threads(self) -> None:
+        """Set up TVM's pool for the calling thread, which has one of its own; by itself TVM takes half of the cores."""
+        if getattr(self._started, "done", False):
+            return
+        cores = available_cores()
+        count = self.threads or len(cores)
+        self._configure(_SHARE_CORES, count, [str(cores[i % len(cores)]) for i in range(count)])
+        self._started.done = True
+
+
+def available_cores() -> list[int]:
+    """Numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def is_library(path: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from planish.ir import ops
-from planish.ir.graph import Graph, Node
+from planish.ir.graph import Graph, Node, Value
 
 
 def products(node: Node) -> int:
@@ -23,25 +23,26 @@ def products(node: Node) -> int:
 
 @dataclass(frozen=True)
 class Peak:
-    """Operations per second of one core: u8 by s8 products, and float32 multiply-adds where there are any."""
+    """Operations per second of one core: u8 by s8 products in vectors, float32 multiply-adds, products in tiles."""
 
     integer: float
     floating: float | None
+    tiles: float | None = None
 
 
 def measured_peak(isa_name: str) -> Peak:
     """The peak of this machine with an instruction set ("" for the best that it has)."""
     from planish.backends.tvm.isa import isa_named
-    from planish.backends.tvm.peak import float_peak, integer_peak
+    from planish.backends.tvm.peak import float_peak, integer_peak, tile_peak
 
     isa = isa_named(isa_name)
-    return Peak(integer_peak(isa), float_peak(isa))
+    return Peak(integer_peak(isa), float_peak(isa), tile_peak(isa))
 
 
 def kernel_rows(graph: Graph, isa_name: str, peak: Peak) -> list[dict[str, Any]]:
     """Kernels of a compiled graph by the time that all their calls take, the longest first, on one thread.
 
-    microseconds: of one call. gops, of_peak: operations per second (1e9), and their share of the integer peak.
+    microseconds: of one call. gops, of_peak: operations per second (1e9), and their share of the peak in vectors.
     """
     import tvm_ffi
 
@@ -60,7 +61,7 @@ def kernel_rows(graph: Graph, isa_name: str, peak: Peak) -> list[dict[str, Any]]
         row = rows.setdefault(
             timing.name,
             {"kernel": timing.name, "op": "Attention" if region.attention else _kind(region.anchor, timing.op),
-             "result": str(region.result.type), "calls": 0, "seconds": 0.0, "products": 0},
+             "result": _short(region.result), "calls": 0, "seconds": 0.0, "products": 0},
         )  # fmt: skip
         row["calls"] += 1
         row["seconds"] += timing.seconds
@@ -81,6 +82,11 @@ def kernel_rows(graph: Graph, isa_name: str, peak: Peak) -> list[dict[str, Any]]
     return found
 
 
+def _short(value: Value) -> str:
+    type_ = value.tensor
+    return f"{type_.dtype} {'x'.join(str(d) for d in type_.dims)}"
+
+
 def _kind(anchor: Node | None, last: str) -> str:
     return anchor.op.name if anchor is not None else last.split()[0]
 
@@ -90,8 +96,8 @@ def kernel_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, title="kernels of the artifact, one thread", title_justify="left")
     for name in ("op", "result"):
         table.add_column(name, no_wrap=True)
-    for name in ("calls", "us each", "share", "GOPS", "% of peak"):
-        table.add_column(name, justify="right")
+    for name in ("calls", "us each", "share", "GOPS", "% peak"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         rate = ("", "") if row["gops"] is None else (f"{row['gops']:.0f}", f"{100 * row['of_peak']:.0f}")
         table.add_row(
