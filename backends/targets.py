@@ -15,6 +15,7 @@ class Target:
 
     spellings: how ops are written for it in ONNX, by what was measured fastest there.
     compiled: to machine code, of the instruction set `isa` ("": the best that this CPU has), for fixed shapes.
+    tune: seconds to measure tilings for.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Target:
     spellings: Spellings
     compiled: bool = False
     isa: str = ""
+    tune: float = 0.0
 
     def __str__(self) -> str:
         return self.name

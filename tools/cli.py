@@ -62,6 +62,13 @@ def optimize(
             show_default=False,
         ),
     ] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(
+            help="Target tvm-cpu: time to measure tilings of products for, such as 60s. Kept for next time.",
+            show_default=False,
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -161,7 +168,7 @@ def optimize(
             "source": model,
             "out": output,
             "pipeline": pipeline,
-            "target": _target(target, isa),
+            "target": _target(target, isa, tune),
             "shapes": {**shapes, **_shapes(model, shape)},
             "calib": calib,
             "calib_cache": calib_cache,
@@ -188,17 +195,32 @@ def optimize(
         _run_job({**job, "observers": tuple(observers)}, as_json, time_passes)
 
 
-def _target(name: str, isa: str | None) -> Any:
-    """The target of that name, for that instruction set."""
+def _target(name: str, isa: str | None, tune: str | None) -> Any:
+    """The target of that name, for that instruction set, with its tilings measured for so long."""
     from dataclasses import replace
 
     from planish.backends.targets import target_named
     from planish.ir.errors import UsageError
 
     target = target_named(name)
-    if isa is not None and not target.compiled:
-        raise UsageError("--isa is for targets that compile", remedy="add --target tvm-cpu")
-    return replace(target, isa=isa or "")
+    for option, value in (("--isa", isa), ("--tune", tune)):
+        if value is not None and not target.compiled:
+            raise UsageError(f"{option} is for targets that compile", remedy="add --target tvm-cpu")
+    return replace(target, isa=isa or "", tune=0.0 if tune is None else _seconds(tune))
+
+
+def _seconds(text: str) -> float:
+    """The duration that `90`, `90s` or `2m` names."""
+    from planish.ir.errors import UsageError
+
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m") else (text, "s")
+    try:
+        found = float(number) * {"s": 1, "m": 60}[unit]
+    except ValueError:
+        found = -1.0
+    if not 0 < found < float("inf"):
+        raise UsageError(f"can't read {text!r} as a duration", remedy="give seconds or minutes: 60s, 2m")
+    return found
 
 
 def _integer_options(pipeline: Any, profile: str | None, strict: bool) -> Any:

@@ -214,7 +214,7 @@ class _Run:
                 with self._stage("optimize"):
                     job.pipeline.run(graph, self.context)
             with self._stage("write"):
-                written = write_for(graph, folder, job.target, opset=job.opset)
+                written = write_for(graph, folder, job.target, opset=job.opset, on_progress=self.progress.advance)
             outcome = Outcome(
                 job,
                 before,

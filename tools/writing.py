@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from planish.backends.onnx.writer import write
 from planish.backends.targets import Target
-from planish.ir.errors import UnsupportedOp
+from planish.backends.tvm.cpu import cpu_flags
+from planish.ir.errors import UnsupportedOp, UsageError
 from planish.ir.graph import Graph
 from planish.ir.types import TensorType
+from planish.tools.measure import cpu_name
 from planish.tools.sessions import MODEL_FILE
 
 
@@ -28,8 +30,15 @@ class Written:
     note: str
 
 
-def write_for(graph: Graph, folder: Path, target: Target, *, opset: int | None = None) -> Written:
-    """Write `graph` into `folder` for `target`.
+def write_for(
+    graph: Graph,
+    folder: Path,
+    target: Target,
+    *,
+    opset: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Written:
+    """Write `graph` into `folder` for `target`. on_progress: of measuring tilings, done and in all.
 
     Raises UnsupportedOp where the target has no form of an op or TVM isn't installed, LoweringError if it fails.
     """
@@ -40,15 +49,25 @@ def write_for(graph: Graph, folder: Path, target: Target, *, opset: int | None =
         from planish.backends.tvm.isa import isa_named
         from planish.backends.tvm.library import write_library
         from planish.backends.tvm.runtime import RUNTIME
+        from planish.backends.tvm.schedule import Schedule
     except ImportError as error:
         raise UnsupportedOp(
             f"target {target} needs TVM: {error}", remedy='pip install "planish[tvm]", or take target ort-cpu'
         ) from error
     isa = isa_named(target.isa)
-    library = write_library(graph, folder, isa)
+    schedule = Schedule()
+    if target.tune:
+        if not isa.features <= cpu_flags():
+            raise UsageError(f"can't measure {isa.name} on this CPU", remedy="leave out --tune, or --isa")
+        from planish.backends.tvm.tune import tuned
+
+        schedule = tuned(graph, isa, target.tune, cpu_name(), on_progress)
+    library = write_library(graph, folder, isa, schedule)
     files = tuple(path for path in library.files if path.name != RUNTIME)
     state = "from the cache" if library.cached else "compiled"
     note = f"{isa.name}: {sum(library.ops.values())} calls of {library.kernels} kernels, {state}"
+    if target.tune:
+        note += f", {len(schedule.measured)} tilings measured"
     return Written(folder, files, library.ops, None, note)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,14 +26,24 @@ _LANES, DEPTH = 16, 64  # columns of a tile; bytes of K
 _LEFT, _RIGHT = 4, 6  # first registers of rows and of weights; sums are in 0 to 3
 
 
+@dataclass(frozen=True)
+class Room:
+    """Memory for the sums of a block: int32 elements of a flat array from `place` on."""
+
+    array: Expr
+    place: Expr
+
+
 @contextmanager
-def configured(scope: Scope) -> Iterator[Expr]:
+def configured(scope: Scope, piece: Expr, pieces: int) -> Iterator[Room]:
     """Set the shape of all tiles, 16 rows of 64 bytes, for the statements within, on the thread that runs them.
 
-    Yields room for the sums of a block.
+    Yields room for the sums of a block, one for each piece of the work.
     """
+    size = BLOCK * WIDEST
+    room = Room(scope.scratch((pieces * size,), "int32"), piece * size)
     do("ldtilecfg", T.address_of(scope.constant("tile shapes", tile_shapes())[0]))
-    yield T.alloc_buffer((BLOCK * WIDEST,), "int32", scope="global")
+    yield room
     do("tilerelease")
 
 
@@ -54,10 +65,10 @@ def multiply(
     panels: Panels,
     start: Start | None,
     product: TileProduct,
-    sums: Expr,
+    room: Room,
     finish: Finish,
 ) -> None:
-    """As `tiles.multiply`, by way of `sums`. Tiles reach beyond the rows; what they read there enters no sum in use.
+    """As `tiles.multiply`, by way of memory. Tiles reach beyond the rows; what they read there enters no sum in use.
 
     Sums start from zero and what they should start from is added as they are read, which takes less time.
     """
@@ -79,12 +90,12 @@ def multiply(
                     do(product.instruction, T.int8(2 * i + j), T.int8(_LEFT + i), T.int8(_RIGHT + j))
         for i, top in enumerate(tops):
             for j, v in enumerate(across):
-                place = T.address_of(sums[top * width + v * _LANES])
+                place = T.address_of(room.array[room.place + top * width + v * _LANES])
                 do("tilestored64", T.int8(2 * i + j), place, T.int64(4 * width))
     with T.serial(0, height) as row:
 
         def sum_of(column: Expr) -> Expr:
-            found = sums[row * width + column]
+            found = room.array[room.place + row * width + column]
             return found if start is None else found + start.array[start.place + column]
 
         finish(row, sum_of)

@@ -102,7 +102,7 @@ class _Attention:
                 row += count * height
         return self.scope.finish(builder, self.region.result)
 
-    def block(self, room: Expr, head: Expr, index: Index, row: Expr, height: int) -> None:
+    def block(self, room: amx.Room | None, head: Expr, index: Index, row: Expr, height: int) -> None:
         """A block of rows, from logits to results."""
         self.logits_of(room, head, index, row, height)
         weights = T.alloc_buffer((height,), "int32", scope="global")
@@ -135,7 +135,7 @@ class _Attention:
             place = head * self.columns + block * self.lanes
             T.buffer_store(self.first, total[every] * offset, [T.Ramp(place, 1, self.lanes)])
 
-    def logits_of(self, room: Expr, head: Expr, index: Index, row: Expr, height: int) -> None:
+    def logits_of(self, room: amx.Room | None, head: Expr, index: Index, row: Expr, height: int) -> None:
         """Logits of a block of rows, as codes."""
         lanes = self.lanes
         for column, used in spans(self.columns if self.padded else self.tokens, self.plan.vectors * lanes):
@@ -235,7 +235,7 @@ class _Attention:
     def numerator(self, head: Expr, i: int, token: Expr) -> Expr:
         return (head * self.plan.height + i) * self.across + token
 
-    def means_of(self, room: Expr, head: Expr, index: Index, row: Expr, height: int, weights: Expr) -> None:
+    def means_of(self, room: amx.Room | None, head: Expr, index: Index, row: Expr, height: int, weights: Expr) -> None:
         """Weighted means of a block of rows, as many columns at a time as there are registers for."""
         lanes = self.lanes
         most = 4 if isinstance(self.mean_product, TileProduct) else max(1, (self.isa.registers - 4) // (height + 1))

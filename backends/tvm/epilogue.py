@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tvm.script.ir_builder import tirx as T
 
@@ -22,6 +22,7 @@ from planish.backends.tvm.expressions import (
 from planish.backends.tvm.isa import Isa
 from planish.backends.tvm.narrow import narrowed, narrows
 from planish.backends.tvm.regions import Region
+from planish.backends.tvm.schedule import Schedule
 from planish.backends.tvm.scope import Expr, Index, Scope
 from planish.ir import ops
 from planish.ir.graph import Node, Value
@@ -32,10 +33,11 @@ WIDEST = 64  # lanes of a vector of bytes
 
 @dataclass(frozen=True)
 class Context:
-    """What kernels are written for: all stored values, and the instruction set."""
+    """What kernels are written for: all stored values, the instruction set, and tilings that were measured best."""
 
     stored: frozenset[Value]
     isa: Isa
+    schedule: Schedule = field(default_factory=Schedule)
 
 
 class Epilogue:

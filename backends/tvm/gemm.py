@@ -15,7 +15,7 @@ from planish.backends.tvm.expressions import RENAMING, Reader, shape_of, unravel
 from planish.backends.tvm.isa import Product, TileProduct
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
-from planish.backends.tvm.tiles import Panels, Rows, Start, multiply, pack, shared_out, tiling
+from planish.backends.tvm.tiles import Panels, Rows, Start, multiply, pack, shared_out
 from planish.ir import ops
 from planish.ir.graph import Node, Value
 from planish.ir.op import constant
@@ -93,17 +93,17 @@ def _blocks(
     bias: np.ndarray | None,
     index: Callable[[Expr, Expr], Index],
 ) -> None:
-    """Tiles over all of the result, columns outermost so that packed weights stay in the nearest cache."""
+    """Tiles over all of the result; as a rule columns outermost, so that packed weights stay in the nearest cache."""
     node, isa = region.anchor, context.isa
     assert node is not None
     depth, columns = weights.shape
-    plan = tiling(math.prod(shape_of(node.result)) // columns, columns, isa, product)
+    plan = context.schedule.tiling(math.prod(shape_of(node.result)) // columns, columns, depth, isa, product)
     width, steps = plan.vectors * isa.lanes, -(-depth // product.depth)
     wide, stride = -(-columns // width), width * product.group
     packed = scope.constant("panels", pack(weights, plan.vectors, isa, product))
     first = scope.constant("start", _start(node, weights, bias, product, wide * width))
 
-    def body(room: Expr, block: Expr, row: Expr, height: int, used: int) -> None:
+    def body(room: amx.Room | None, block: Expr, row: Expr, height: int, used: int) -> None:
         def finish(i: Expr, sums: Callable[[Expr], Expr]) -> None:
             _finish(region, context, scope, sums, row + i, block * width, used, index)
 
@@ -114,8 +114,10 @@ def _blocks(
 
     scope.reaching(amx.ROWS * rows.stride + product.depth)
     with shared_out(wide * plan.blocks, scope, product) as (task, room):
-        column = T.floordiv(task, plan.blocks) if wide > 1 else 0
-        part = T.floormod(task, plan.blocks) if plan.blocks > 1 else 0
+        if plan.rows_first:
+            part, column = unravelled(task, (plan.blocks, wide))
+        else:
+            column, part = unravelled(task, (wide, plan.blocks))
 
         def columns_of(row: Expr, height: int) -> None:
             last = columns - (wide - 1) * width

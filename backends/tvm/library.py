@@ -14,10 +14,12 @@ from pathlib import Path
 import tvm
 
 from planish.backends.tvm.build import compiled
+from planish.backends.tvm.cache import cache_folder
 from planish.backends.tvm.example import write_example
 from planish.backends.tvm.isa import Isa
 from planish.backends.tvm.program import Port, Program, lower
 from planish.backends.tvm.runtime import CONSTANTS, DESCRIPTION, FORMAT, LIBRARY, RUNTIME
+from planish.backends.tvm.schedule import Schedule
 from planish.ir.errors import LoweringError
 from planish.ir.graph import Graph
 from planish.ir.text import print_graph
@@ -34,15 +36,17 @@ class WrittenLibrary:
     cached: bool
 
 
-def write_library(graph: Graph, folder: Path, isa: Isa) -> WrittenLibrary:
+def write_library(graph: Graph, folder: Path, isa: Isa, schedule: Schedule | None = None) -> WrittenLibrary:
     """Compile a graph of fixed shapes into `folder`, with an example of its use from C++.
 
+    schedule: tilings that were measured, which the description lists; others are chosen analytically.
     Machine code is kept in the user's cache by the hash of what it is made from (PLANISH_CACHE, "" to switch it off).
     Raises UnsupportedOp for ops without a kernel, LoweringError where no C compiler can link.
     """
-    program = lower(graph, isa)
+    schedule = schedule or Schedule()
+    program = lower(graph, isa, schedule=schedule)
     library = folder / LIBRARY
-    cached = _from_cache(graph, program, isa, library)
+    cached = _from_cache(_content_hash(graph, isa, schedule), program, isa, library)
     (folder / CONSTANTS).write_bytes(program.constants.tobytes())
     metadata = graph.extras.get("metadata")
     description = {
@@ -54,6 +58,7 @@ def write_library(graph: Graph, folder: Path, isa: Isa) -> WrittenLibrary:
         "outputs": [_entry(port) for port in program.outputs],
         "arena": program.arena_bytes,
         "constants": int(program.constants.nbytes),
+        "schedule": schedule.to_dict(),
         "metadata": dict(metadata) if isinstance(metadata, dict) else {},
     }
     text = json.dumps(description, indent=2, sort_keys=True)
@@ -76,13 +81,13 @@ def runtime_file() -> Path:
     return Path(spec.origin).parent / "lib" / RUNTIME
 
 
-def _from_cache(graph: Graph, program: Program, isa: Isa, path: Path) -> bool:
+def _from_cache(content: str, program: Program, isa: Isa, path: Path) -> bool:
     """Put the program's library at `path`; True if it didn't need to be compiled."""
-    cache = _cache_folder()
+    cache = cache_folder("libraries")
     if cache is None:
         _export(program, isa, path)
         return False
-    kept = cache / f"{_content_hash(graph, isa)}.so"
+    kept = cache / f"{content}.so"
     if kept.is_file():
         shutil.copyfile(kept, path)
         return True
@@ -97,21 +102,13 @@ def _from_cache(graph: Graph, program: Program, isa: Isa, path: Path) -> bool:
     return False
 
 
-def _content_hash(graph: Graph, isa: Isa) -> str:
+def _content_hash(graph: Graph, isa: Isa, schedule: Schedule) -> str:
     """Of all that decides what the machine code is: the graph, the instruction set, TVM, and this folder's sources."""
-    found = hashlib.sha256(
-        f"{tvm.__version__} {isa.name} {sorted(isa.target().items())}\n{print_graph(graph)}".encode()
-    )
+    made_for = f"{tvm.__version__} {isa.name} {sorted(isa.target().items())} {schedule.to_dict()}"
+    found = hashlib.sha256(f"{made_for}\n{print_graph(graph)}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         found.update(source.read_bytes())
     return found.hexdigest()
-
-
-def _cache_folder() -> Path | None:
-    chosen = os.environ.get("PLANISH_CACHE")
-    if chosen is not None:
-        return Path(chosen) if chosen else None
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "planish" / "libraries"
 
 
 def _export(program: Program, isa: Isa, path: Path) -> None:

@@ -18,6 +18,7 @@ from planish.backends.tvm.epilogue import Context
 from planish.backends.tvm.isa import Isa
 from planish.backends.tvm.kernels import kernel_of
 from planish.backends.tvm.regions import regions
+from planish.backends.tvm.schedule import Schedule
 from planish.backends.tvm.scope import Argument, Kernel, extents
 from planish.ir import ops
 from planish.ir.graph import Graph, Value
@@ -56,16 +57,19 @@ class Program:
     arena: Arena
 
 
-def lower(graph: Graph, isa: Isa, *, keep: bool = False, steps: bool = False) -> Program:
+def lower(
+    graph: Graph, isa: Isa, *, keep: bool = False, steps: bool = False, schedule: Schedule | None = None
+) -> Program:
     """The program of a graph of fixed shapes for an instruction set.
 
+    schedule: tilings that were measured; others are chosen analytically.
     keep: leave every stored value in the arena after a run, to look at.
     steps: also make a function `step_<i>` of each call of a kernel, to be timed.
 
     Raises UnsupportedOp for ops without a kernel and for symbolic shapes.
     """
     found, stored = regions(graph)
-    context = Context(stored, isa)
+    context = Context(stored, isa, schedule or Schedule())
     return _assemble(graph, [kernel_of(region, context) for region in found], isa, keep, steps)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T
@@ -16,10 +16,14 @@ from planish.backends.tvm.scope import Expr, Scope
 
 @dataclass(frozen=True)
 class Tiling:
-    """Blocks of a product's result: so many of a height, then so many of another, `vectors` of columns wide."""
+    """Blocks of a product's result: so many of a height, then so many of another, `vectors` of columns wide.
+
+    rows_first: go along the columns of a block of rows, which then stays in the nearest cache; else down the rows.
+    """
 
     spans: tuple[tuple[int, int], ...]
     vectors: int
+    rows_first: bool = False
 
     @property
     def blocks(self) -> int:
@@ -34,21 +38,50 @@ class Tiling:
 def tiling(rows: int, columns: int, isa: Isa, product: Product | TileProduct) -> Tiling:
     """The tile that keeps most sums in registers.
 
-    In vector registers, blocks have almost equal heights. A step of K takes a register per vector of weights and one
-    for the row (one more where the product isn't one instruction). Four vectors across do best, three where they fit
-    the columns exactly; few rows take more, so that enough sums are under way to hide the latency of one.
+    In vector registers, a step of K takes a register per vector of weights and one for the row (one more where the
+    product isn't one instruction). Four vectors across do best, three where they fit the columns exactly; few rows take
+    more, so that enough sums are under way to hide the latency of one.
     """
     most = -(-columns // isa.lanes)
     if isinstance(product, TileProduct):
-        whole, rest = divmod(rows, amx.BLOCK)
-        return Tiling(tuple(span for span in ((whole, amx.BLOCK), (int(rest > 0), rest)) if span[0]), min(4, most))
-    free = isa.registers - (1 if product.whole else 2)
+        return _blocked(rows, amx.BLOCK, min(4, most))
+    free = _free(isa, product)
     if rows <= 3 and free > 16:
         vectors = min(8, most)
     else:
         wide = 4 if free > 16 else 2
         vectors = next((v for v in (wide, 3) if most % v == 0 and free // v > 3), min(wide, most))
-    blocks = -(-rows // max(1, (free - vectors) // vectors))
+    return _evened(rows, max(1, (free - vectors) // vectors), vectors)
+
+
+def tilings(rows: int, columns: int, isa: Isa, product: Product | TileProduct) -> list[Tiling]:
+    """Tilings worth measuring, that of `tiling` first."""
+    most = -(-columns // isa.lanes)
+    found = [tiling(rows, columns, isa, product)]
+    for vectors in (v for v in (1, 2, 3, 4, 6, 8) if v <= most):
+        if isinstance(product, TileProduct):
+            found += [_blocked(rows, amx.BLOCK, vectors)] if vectors in (2, 4) else []
+            continue
+        highest = (_free(isa, product) - vectors) // vectors
+        found += [_evened(rows, height, vectors) for height in {highest, max(1, highest // 2)} if height > 0]
+    ordered = [replace(plan, rows_first=rows_first) for plan in found for rows_first in (False, True)]
+    return list(dict.fromkeys(plan for plan in ordered if plan.blocks > 1 or not plan.rows_first))
+
+
+def _free(isa: Isa, product: Product) -> int:
+    """Registers for sums and weights."""
+    return isa.registers - (1 if product.whole else 2)
+
+
+def _blocked(rows: int, height: int, vectors: int) -> Tiling:
+    """Blocks of one height, and what is left."""
+    whole, rest = divmod(rows, height)
+    return Tiling(tuple(span for span in ((whole, height), (int(rest > 0), rest)) if span[0]), vectors)
+
+
+def _evened(rows: int, highest: int, vectors: int) -> Tiling:
+    """Blocks of almost equal heights."""
+    blocks = -(-rows // highest)
     height = -(-rows // blocks)
     taller = rows - blocks * (height - 1)
     spans = ((taller, height), (blocks - taller, height - 1))
@@ -104,7 +137,7 @@ def multiply(
     start: Start | None,
     isa: Isa,
     product: Product | TileProduct,
-    room: Expr,
+    room: amx.Room | None,
     finish: Finish,
 ) -> None:
     """Sums of `height` rows by `vectors` vectors of columns, handed to `finish` row by row.
@@ -112,6 +145,7 @@ def multiply(
     steps: of K, each of the product's depth. start: None for zeros. room: what `shared_out` gives.
     """
     if isinstance(product, TileProduct):
+        assert room is not None
         amx.multiply(rows, first_row, height, vectors, steps, panels, start, product, room, finish)
         return
     lanes, group = isa.lanes, product.group
@@ -136,7 +170,7 @@ _PIECES = 24  # of a kernel's work, for all threads: divisible by most counts of
 
 
 @contextmanager
-def shared_out(tasks: int, scope: Scope, product: Product | TileProduct) -> Iterator[tuple[Expr, Expr]]:
+def shared_out(tasks: int, scope: Scope, product: Product | TileProduct) -> Iterator[tuple[Expr, amx.Room | None]]:
     """A loop over tasks on all threads, in at most so many pieces that each is worth setting up tiles for.
 
     Yields the task and the room that products need.
@@ -144,6 +178,6 @@ def shared_out(tasks: int, scope: Scope, product: Product | TileProduct) -> Iter
     pieces = min(tasks, _PIECES)
     with T.parallel(0, pieces) as piece:
         first, last = (T.floordiv(p * tasks, pieces) for p in (piece, piece + 1))
-        tiles = amx.configured(scope) if isinstance(product, TileProduct) else nullcontext()
+        tiles = amx.configured(scope, piece, pieces) if isinstance(product, TileProduct) else nullcontext()
         with tiles as room, T.serial(first, last) as task:
             yield task, room
