@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from planish.backends.onnx.dialect import ORT_CPU, STANDARD, Spellings
 from planish.ir.errors import UnsupportedOp
@@ -15,7 +15,7 @@ class Target:
 
     spellings: how ops are written for it in ONNX, by what was measured fastest there.
     compiled: to machine code, of the instruction set `isa` ("": the best that this CPU has), for fixed shapes.
-    tune: seconds to measure tilings for.
+    tune: seconds to measure tilings for. buckets: extents to compile symbolic dimensions for, by symbol.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Target:
     compiled: bool = False
     isa: str = ""
     tune: float = 0.0
+    buckets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.name

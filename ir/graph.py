@@ -16,9 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from planish.ir.dims import Dim
 from planish.ir.errors import RewriteError
 from planish.ir.loc import Loc
-from planish.ir.types import TensorType, Type
+from planish.ir.types import TensorType, Type, substitute
 
 if TYPE_CHECKING:
     from planish.ir.op import Op
@@ -252,13 +253,18 @@ class Graph:
 
     # copying
 
-    def clone(self, replace_op: Callable[[Node], Op] | None = None) -> tuple[Graph, Mapping[Value, Value]]:
-        """A deep copy (constants are shared), and the map from old values to new ones."""
+    def clone(
+        self, replace_op: Callable[[Node], Op] | None = None, binding: Mapping[str, Dim] | None = None
+    ) -> tuple[Graph, Mapping[Value, Value]]:
+        """A deep copy (constants are shared), and the map from old values to new ones.
+
+        binding: what symbols of shapes become.
+        """
         copy = Graph(self.name)
         copy.opsets, copy.extras = dict(self.opsets), dict(self.extras)
         values: dict[Value, Value] = {}
         for value in self.inputs:
-            values[value] = copy.add_input(value.hint, value.type)
+            values[value] = copy.add_input(value.hint, substitute(value.type, binding or {}))
         for node in self:
             op = node.op if replace_op is None else replace_op(node)
             twin = Node(op, (None if v is None else values[v] for v in node.operands), node.loc)

@@ -69,6 +69,13 @@ def optimize(
             show_default=False,
         ),
     ] = None,
+    buckets: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Target tvm-cpu: sizes to compile a varying dimension for: sequence=32,64,128 (repeat per dimension).",
+            show_default=False,
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -168,7 +175,7 @@ def optimize(
             "source": model,
             "out": output,
             "pipeline": pipeline,
-            "target": _target(target, isa, tune),
+            "target": _target(target, isa, tune, buckets or []),
             "shapes": {**shapes, **_shapes(model, shape)},
             "calib": calib,
             "calib_cache": calib_cache,
@@ -195,18 +202,20 @@ def optimize(
         _run_job({**job, "observers": tuple(observers)}, as_json, time_passes)
 
 
-def _target(name: str, isa: str | None, tune: str | None) -> Any:
-    """The target of that name, for that instruction set, with its tilings measured for so long."""
+def _target(name: str, isa: str | None, tune: str | None, buckets: list[str]) -> Any:
+    """The target of that name, for that instruction set and those sizes, with its tilings measured for so long."""
     from dataclasses import replace
 
     from planish.backends.targets import target_named
     from planish.ir.errors import UsageError
+    from planish.tools.buckets import parse_buckets
 
     target = target_named(name)
-    for option, value in (("--isa", isa), ("--tune", tune)):
+    for option, value in (("--isa", isa), ("--tune", tune), ("--buckets", buckets or None)):
         if value is not None and not target.compiled:
             raise UsageError(f"{option} is for targets that compile", remedy="add --target tvm-cpu")
-    return replace(target, isa=isa or "", tune=0.0 if tune is None else _seconds(tune))
+    seconds = 0.0 if tune is None else _seconds(tune)
+    return replace(target, isa=isa or "", tune=seconds, buckets=parse_buckets(buckets) if buckets else {})
 
 
 def _seconds(text: str) -> float:

@@ -33,7 +33,7 @@ from planish.tools.description import describe, source_files, source_ops
 from planish.tools.measure import Measurements, measure_models
 from planish.tools.model_stats import ModelStats, bytes_of, graph_ops
 from planish.tools.verify import ROUNDING, Tolerance, Verification, first_divergence, verify
-from planish.tools.writing import Written, fixed_batch, write_for
+from planish.tools.writing import Written, write_for
 
 RANDOM_SAMPLES = 3  # feeds drawn for verification when the user gives none
 CALIBRATION_BATCH = 8  # samples per feed of calibration: memory stays small whatever the number of samples
@@ -195,9 +195,6 @@ class _Run:
         with artifact_folder(job.out, force=job.force, protect=[job.source]) as folder:
             with self._stage("read"):
                 graph = load(job.source, shapes=job.shapes)
-                if job.target.compiled and (batch := fixed_batch(graph)):
-                    job = self.job = replace(job, shapes={**batch, **job.shapes})
-                    graph = load(job.source, shapes=job.shapes)
             before = ModelStats(source_ops(graph), bytes_of(source_files(job.source, graph)))
             inputs = input_specs(graph)
             data = None

@@ -11,7 +11,8 @@ from planish.backends.targets import Target
 from planish.backends.tvm.cpu import cpu_flags
 from planish.ir.errors import UnsupportedOp, UsageError
 from planish.ir.graph import Graph
-from planish.ir.types import TensorType
+from planish.passes.base import Context
+from planish.tools.buckets import batch_of, variants_of
 from planish.tools.measure import cpu_name
 from planish.tools.sessions import MODEL_FILE
 
@@ -55,26 +56,21 @@ def write_for(
             f"target {target} needs TVM: {error}", remedy='pip install "planish[tvm]", or take target ort-cpu'
         ) from error
     isa = isa_named(target.isa)
-    schedule = Schedule()
+    variants, schedule = variants_of(graph, target.buckets, Context(target=target.name)), Schedule()
     if target.tune:
         if not isa.features <= cpu_flags():
             raise UsageError(f"can't measure {isa.name} on this CPU", remedy="leave out --tune, or --isa")
         from planish.backends.tvm.tune import tuned
 
-        schedule = tuned(graph, isa, target.tune, cpu_name(), on_progress)
-    library = write_library(graph, folder, isa, schedule)
+        schedule = tuned([variant.graph for variant in variants], isa, target.tune, cpu_name(), on_progress)
+    batch = batch_of(graph)
+    library = write_library(variants, folder, isa, interface=graph, batch=batch, schedule=schedule)
     files = tuple(path for path in library.files if path.name != RUNTIME)
     state = "from the cache" if library.cached else "compiled"
     note = f"{isa.name}: {sum(library.ops.values())} calls of {library.kernels} kernels, {state}"
+    if len(variants) > 1 or batch:
+        sizes = "; ".join(", ".join(f"{s} {n}" for s, n in variant.sizes.items()) for variant in variants)
+        note += f", for {sizes}" + (f" (any {batch} runs in pieces)" if batch else "")
     if target.tune:
         note += f", {len(schedule.measured)} tilings measured"
     return Written(folder, files, library.ops, None, note)
-
-
-def fixed_batch(graph: Graph) -> dict[str, tuple[int | str, ...]]:
-    """Shapes that make the batch 1 where only it is symbolic, for targets that compile fixed shapes."""
-    found: dict[str, tuple[int | str, ...]] = {}
-    for value in graph.inputs:
-        if isinstance(value.type, TensorType) and value.type.shape and isinstance(value.type.shape[0], str):
-            found[value.hint] = (1, *(d if isinstance(d, int) else str(d) for d in value.type.shape[1:]))
-    return found

@@ -14,24 +14,24 @@ from planish.ir.graph import Value
 
 
 class Executable:
-    """A compiled program, its constants and its arena. Not for several threads at once."""
+    """The first entry of a compiled program, its constants and its arena. Not for several threads at once."""
 
     def __init__(self, program: Program, target: Mapping[str, Any]):
-        self.program = program
+        self.program, self.entry = program, program.entries[0]
         self._library = compiled(program, target)
         self._main = self._library["main"]
         self._steps: list[Any] = []
         self._constants = _tensor(program.constants)
-        self._arena = _tensor(np.zeros(max(program.arena_bytes, 1), np.uint8))
-        self._outputs = [_tensor(np.zeros(p.shape or (1,), p.dtype)) for p in program.outputs]
+        self._arena = _tensor(np.zeros(program.arena_bytes, np.uint8))
+        self._outputs = [_tensor(np.zeros(p.shape or (1,), p.dtype)) for p in self.entry.outputs]
 
     def __call__(self, **feeds: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs by name. Raises CalibrationError if an input is missing, unknown or of another dtype or shape."""
-        names = {port.name for port in self.program.inputs}
+        names = {port.name for port in self.entry.inputs}
         if set(feeds) != names:
             raise CalibrationError(f"inputs are {', '.join(sorted(feeds))}", remedy=f"feed {', '.join(sorted(names))}")
         inputs = []
-        for port in self.program.inputs:
+        for port in self.entry.inputs:
             array = np.asarray(feeds[port.name])
             if array.shape != port.shape or str(array.dtype) != port.dtype:
                 raise CalibrationError(
@@ -40,13 +40,13 @@ class Executable:
                 )
             inputs.append(_tensor(array.reshape(port.shape or (1,))))
         self._main(*inputs, *self._outputs, self._constants, self._arena)
-        results = zip(self.program.outputs, self._outputs, strict=True)
+        results = zip(self.entry.outputs, self._outputs, strict=True)
         return {port.name: array.numpy().reshape(port.shape).copy() for port, array in results}
 
     def step(self, number: int) -> None:
         """Run one kernel of a program that was lowered with `steps`, on what the last run left."""
         if not self._steps:
-            inputs = [_tensor(np.zeros(p.shape or (1,), p.dtype)) for p in self.program.inputs]
+            inputs = [_tensor(np.zeros(p.shape or (1,), p.dtype)) for p in self.entry.inputs]
             self._buffers = [*inputs, *self._outputs, self._constants, self._arena]
             self._steps = [self._library[f"step_{i}"] for i in range(len(self.program.calls))]
         self._steps[number](*self._buffers)
@@ -55,7 +55,7 @@ class Executable:
         """What the arena holds, by name of the value; whole only if the program was lowered with `keep`."""
         room = self._arena.numpy()
         found = {}
-        for value, offset in self.program.arena.offsets.items():
+        for value, offset in self.entry.arena.offsets.items():
             if not isinstance(value, Value):
                 continue
             dtype, shape = value.tensor.dtype.storage, tuple(int(d) for d in value.tensor.dims)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from string import Template
 
+from planish.backends.tvm.cpu import ASK_FOR_TILES
 from planish.backends.tvm.isa import Isa
 from planish.backends.tvm.program import Port, Program
 
@@ -13,15 +14,16 @@ PROGRAM, BUILD = "example.cc", "CMakeLists.txt"
 
 def write_example(program: Program, isa: Isa, folder: Path) -> None:
     """Write both files into the artifact's folder."""
-    ports = [*program.inputs, *program.outputs]
+    entry = program.entries[0]
+    ports = [*entry.inputs, *entry.outputs]
     lines = [f"  arrays.emplace_back({_type(port)});  // {_plain(port.name)}" for port in ports]
     text = _PROGRAM.substitute(
-        inputs=len(program.inputs),
-        outputs=len(program.outputs),
-        names=" ".join(_plain(port.name).upper() for port in program.inputs),
+        inputs=len(entry.inputs),
+        outputs=len(entry.outputs),
+        names=" ".join(_plain(port.name).upper() for port in entry.inputs),
         arrays="\n".join(lines),
         constants=program.constants.nbytes,
-        arena=max(program.arena_bytes, 1),
+        arena=program.arena_bytes,
         needs="\n".join(_need(name) for name in _checkable(isa)),
     )
     (folder / PROGRAM).write_text(text, encoding="utf-8", newline="\n")
@@ -29,7 +31,7 @@ def write_example(program: Program, isa: Isa, folder: Path) -> None:
 
 
 _COMPILERS_NAMES = {"bmi1": "bmi", "avx512_vnni": "avx512vnni", "avx_vnni": "avxvnni"}
-_IMPLIED = frozenset({"f16c", "movbe", "abm"})  # older compilers can't ask for them; CPUs with AVX2 have them
+_IMPLIED = frozenset({"f16c", "movbe", "abm", "amx_int8"})  # compilers can't ask for them; CPUs with others have them
 
 
 def _checkable(isa: Isa) -> list[str]:
@@ -39,6 +41,9 @@ def _checkable(isa: Isa) -> list[str]:
 
 
 def _need(feature: str) -> str:
+    if feature == "amx_tile":
+        asked = ", ".join(map(str, ASK_FOR_TILES))
+        return f'  if (syscall({asked})) throw std::runtime_error("this system grants no AMX tiles");'
     return f'  if (!__builtin_cpu_supports("{feature}")) throw std::runtime_error("this CPU lacks {feature}");'
 
 
@@ -57,6 +62,7 @@ _PROGRAM = Template("""\
 // Runs the model once. Each input is read from a raw file; output i is written to output_<i>.bin.
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/module.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from planish.backends.tvm.build import compiled
 from planish.backends.tvm.cache import cache_folder
 from planish.backends.tvm.example import write_example
 from planish.backends.tvm.isa import Isa
-from planish.backends.tvm.program import Port, Program, lower
+from planish.backends.tvm.program import Program, lower_all
 from planish.backends.tvm.runtime import CONSTANTS, DESCRIPTION, FORMAT, LIBRARY, RUNTIME
 from planish.backends.tvm.schedule import Schedule
+from planish.backends.tvm.sizes import Port, Variant
 from planish.ir.errors import LoweringError
 from planish.ir.graph import Graph
+from planish.ir.op import Return
 from planish.ir.text import print_graph
 
 
@@ -36,26 +39,42 @@ class WrittenLibrary:
     cached: bool
 
 
-def write_library(graph: Graph, folder: Path, isa: Isa, schedule: Schedule | None = None) -> WrittenLibrary:
-    """Compile a graph of fixed shapes into `folder`, with an example of its use from C++.
+def write_library(
+    variants: Sequence[Variant],
+    folder: Path,
+    isa: Isa,
+    *,
+    interface: Graph | None = None,
+    batch: str | None = None,
+    schedule: Schedule | None = None,
+) -> WrittenLibrary:
+    """Compile a model into `folder`, at one or several sizes, with an example of its use from C++.
 
-    schedule: tilings that were measured, which the description lists; others are chosen analytically.
+    interface: the model before its sizes were fixed, if they vary. batch: the symbol along which samples are
+    independent. schedule: tilings that were measured, which the description lists; others are chosen analytically.
     Machine code is kept in the user's cache by the hash of what it is made from (PLANISH_CACHE, "" to switch it off).
     Raises UnsupportedOp for ops without a kernel, LoweringError where no C compiler can link.
     """
     schedule = schedule or Schedule()
-    program = lower(graph, isa, schedule=schedule)
+    graphs = [variant.graph for variant in variants]
+    program = lower_all(graphs, isa, schedule=schedule)
     library = folder / LIBRARY
-    cached = _from_cache(_content_hash(graph, isa, schedule), program, isa, library)
+    cached = _from_cache(_content_hash(graphs, isa, schedule), program, isa, library)
     (folder / CONSTANTS).write_bytes(program.constants.tobytes())
-    metadata = graph.extras.get("metadata")
+    metadata = graphs[0].extras.get("metadata")
+    inputs, outputs = ports_of(interface or graphs[0])
     description = {
         "format": FORMAT,
         "isa": isa.name,
         "triple": isa.triple,
         "features": sorted(isa.features),
-        "inputs": [_entry(port) for port in program.inputs],
-        "outputs": [_entry(port) for port in program.outputs],
+        "inputs": [_described(port) for port in inputs],
+        "outputs": [_described(port) for port in outputs],
+        "entries": [
+            {"function": entry.function, "sizes": dict(variant.sizes)}
+            for entry, variant in zip(program.entries, variants, strict=True)
+        ],
+        "batch": batch,
         "arena": program.arena_bytes,
         "constants": int(program.constants.nbytes),
         "schedule": schedule.to_dict(),
@@ -66,11 +85,11 @@ def write_library(graph: Graph, folder: Path, isa: Isa, schedule: Schedule | Non
     shutil.copyfile(runtime_file(), folder / RUNTIME)
     write_example(program, isa, folder)
     ops: dict[str, int] = {}
-    for call in program.calls:
+    for call in (call for entry in program.entries for call in entry.calls):
         op = call.kernel.title.split()[0]
         ops[op] = ops.get(op, 0) + 1
     files = tuple(folder / name for name in (LIBRARY, CONSTANTS, DESCRIPTION, RUNTIME))
-    return WrittenLibrary(files, ops, len({c.name for c in program.calls}), program.arena_bytes, cached)
+    return WrittenLibrary(files, ops, program.kernels, program.arena_bytes, cached)
 
 
 def runtime_file() -> Path:
@@ -102,10 +121,12 @@ def _from_cache(content: str, program: Program, isa: Isa, path: Path) -> bool:
     return False
 
 
-def _content_hash(graph: Graph, isa: Isa, schedule: Schedule) -> str:
-    """Of all that decides what the machine code is: the graph, the instruction set, TVM, and this folder's sources."""
+def _content_hash(graphs: Sequence[Graph], isa: Isa, schedule: Schedule) -> str:
+    """Of all that decides what the machine code is: the graphs, the instruction set, TVM, and this folder's sources."""
     made_for = f"{tvm.__version__} {isa.name} {sorted(isa.target().items())} {schedule.to_dict()}"
-    found = hashlib.sha256(f"{made_for}\n{print_graph(graph)}".encode())
+    found = hashlib.sha256(f"{made_for}\n".encode())
+    for graph in graphs:
+        found.update(print_graph(graph).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         found.update(source.read_bytes())
     return found.hexdigest()
@@ -121,5 +142,14 @@ def _export(program: Program, isa: Isa, path: Path) -> None:
         ) from error
 
 
-def _entry(port: Port) -> dict[str, object]:
-    return {"name": port.name, "dtype": port.dtype, "shape": list(port.shape)}
+def ports_of(graph: Graph) -> tuple[list[Port], list[Port]]:
+    """Inputs and outputs of a graph, whose shapes may have names."""
+    assert graph.tail is not None
+    assert isinstance(graph.tail.op, Return)
+    named = [(value.hint, value) for value in graph.inputs], zip(graph.tail.op.names, graph.outputs, strict=True)
+    inputs, outputs = ([Port(n, v.tensor.dtype.storage, v.tensor.dims) for n, v in values] for values in named)
+    return inputs, outputs
+
+
+def _described(port: Port) -> dict[str, object]:
+    return {"name": port.name, "dtype": str(port.dtype), "shape": list(port.shape)}

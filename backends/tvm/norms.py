@@ -121,6 +121,7 @@ class _Norm:
         with vector(width) as lane:
             T.buffer_store(gammas, self.reader.at(self.gamma, (start + lane,)), [lane])
         half = T.Broadcast(T.int64(1 << (NORM_BITS - 1)), count // 2)
+        assert self.addends is not None
         addends = self.scope.constant(("addends", packed), self.addends + (self.op.zero << self.shift if packed else 0))
         amount = self.scope.number((self.node, "shift"), self.shift)
         for first in range(0, width, count):

@@ -1,9 +1,10 @@
-"""A graph as one module: a function `main` that calls a kernel per region, on one arena planned beforehand."""
+"""Graphs as one module: a function for each that calls a kernel per region, on an arena planned beforehand."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tvm
@@ -35,91 +36,140 @@ class Port:
 
 @dataclass(frozen=True)
 class Call:
-    """A kernel at work; kernels that are alike have one name."""
+    """A kernel at work; kernels that are alike have one name. offsets: of arguments among the constants, or None."""
 
     name: str
     kernel: Kernel
+    offsets: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A function of a program that runs a graph: takes inputs, outputs, the constants and the arena (uint8).
+
+    calls: of kernels, in the order in which they run. interface: places of inputs and outputs among the arguments.
+    """
+
+    function: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    calls: tuple[Call, ...]
+    arena: Arena
+    interface: Mapping[Any, int]
 
 
 @dataclass(frozen=True)
 class Program:
-    """A module whose `main` takes inputs, outputs, the constants and the arena (uint8), in this order.
-
-    calls: of kernels, in the order in which they run.
-    """
+    """A module with an entry per graph, all of which share kernels, constants and the arena."""
 
     module: tvm.IRModule
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    entries: tuple[Entry, ...]
     constants: np.ndarray
-    arena_bytes: int
-    calls: tuple[Call, ...]
-    arena: Arena
+
+    @property
+    def arena_bytes(self) -> int:
+        """Working memory that every entry takes."""
+        return max(1, *(entry.arena.size for entry in self.entries))
+
+    @property
+    def kernels(self) -> int:
+        """How many there are."""
+        return len({call.name for entry in self.entries for call in entry.calls})
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """Those of the first entry."""
+        return self.entries[0].calls
 
 
 def lower(
     graph: Graph, isa: Isa, *, keep: bool = False, steps: bool = False, schedule: Schedule | None = None
 ) -> Program:
-    """The program of a graph of fixed shapes for an instruction set.
+    """The program of one graph, as `lower_all` makes it."""
+    return lower_all([graph], isa, keep=keep, steps=steps, schedule=schedule)
+
+
+def lower_all(
+    graphs: Sequence[Graph],
+    isa: Isa,
+    *,
+    keep: bool = False,
+    steps: bool = False,
+    schedule: Schedule | None = None,
+) -> Program:
+    """The program of graphs of fixed shapes, one model at several sizes, for an instruction set.
 
     schedule: tilings that were measured; others are chosen analytically.
     keep: leave every stored value in the arena after a run, to look at.
-    steps: also make a function `step_<i>` of each call of a kernel, to be timed.
+    steps: also make a function `step_<i>` of each call of a kernel of the first graph, to be timed.
 
     Raises UnsupportedOp for ops without a kernel and for symbolic shapes.
     """
-    found, stored = regions(graph)
-    context = Context(stored, isa, schedule or Schedule())
-    return _assemble(graph, [kernel_of(region, context) for region in found], isa, keep, steps)
+    kernels: list[list[Kernel]] = []
+    for graph in graphs:
+        found, stored = regions(graph)
+        context = Context(stored, isa, schedule or Schedule())
+        kernels.append([kernel_of(region, context) for region in found])
+    assembly = _Assembly(list(graphs), kernels, isa, keep)
+    if steps:
+        for i in range(len(kernels[0])):
+            assembly.function(f"step_{i}", assembly.entries[0], [i])
+    return Program(assembly.module, tuple(assembly.entries), assembly.constants)
 
 
-def _assemble(graph: Graph, kernels: Sequence[Kernel], isa: Isa, keep: bool, steps: bool) -> Program:
-    module, names = tvm.IRModule({}), _shared(kernels)
-    symbols: dict[str, tvm.ir.GlobalVar] = {}
-    for kernel, name in zip(kernels, names, strict=True):
-        if name not in symbols:
-            symbols[name] = tvm.ir.GlobalVar(name)
-            module[symbols[name]] = kernel.function
-    blob = _Constants()
-    interface = {value: i for i, value in enumerate([*graph.inputs, *graph.outputs])}
-    arena = plan(kernels, set(interface), keep)
-    ports = [_port(value, name) for value, name in _interface(graph)]
-    offsets = [[blob.add(a) if isinstance(a, np.ndarray) else None for a in k.arguments] for k in kernels]
-    constants = blob.array()
+class _Assembly:
+    """A module of kernels, those that are alike once, and of functions that call some of them."""
 
-    def entry(name: str, steps: Sequence[int]) -> tirx.PrimFunc:
-        """A function that runs some of the kernels."""
+    def __init__(self, graphs: Sequence[Graph], kernels: Sequence[Sequence[Kernel]], isa: Isa, keep: bool):
+        self.isa, self.module = isa, tvm.IRModule({})
+        every = [kernel for some in kernels for kernel in some]
+        names = _shared(every)
+        self.symbols: dict[str, tvm.ir.GlobalVar] = {}
+        for kernel, name in zip(every, names, strict=True):
+            if name not in self.symbols:
+                self.symbols[name] = tvm.ir.GlobalVar(name)
+                self.module[self.symbols[name]] = kernel.function
+        blob = _Constants()
+        self.entries: list[Entry] = []
+        calls = iter([Call(name, kernel, blob.places(kernel)) for name, kernel in zip(names, every, strict=True)])
+        for number, (graph, some) in enumerate(zip(graphs, kernels, strict=True)):
+            interface = {value: i for i, value in enumerate([*graph.inputs, *graph.outputs])}
+            ports = [_port(value, name) for value, name in _interface(graph)]
+            split, mine = len(graph.inputs), tuple(next(calls) for _ in some)
+            arena = plan(some, set(interface), keep)
+            function = f"main_{number}" if number else "main"
+            self.entries.append(Entry(function, tuple(ports[:split]), tuple(ports[split:]), mine, arena, interface))
+        self.constants = blob.array()
+        self.room = max(1, *(entry.arena.size for entry in self.entries))
+        for entry in self.entries:
+            self.function(entry.function, entry, range(len(entry.calls)))
+
+    def function(self, name: str, entry: Entry, steps: Sequence[int]) -> None:
+        """Add a function that runs some calls of an entry."""
+        ports = [*entry.inputs, *entry.outputs]
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name(name)
             T.func_attr({"global_symbol": name, "tirx.noalias": True})
             arrays = [T.arg(f"t{i}", T.Buffer(p.shape or (1,), p.dtype)) for i, p in enumerate(ports)]
-            held = T.arg("constants", T.Buffer((max(constants.size, 1),), "uint8"))
-            room = T.arg("arena", T.Buffer((max(arena.size, 1),), "uint8"))
+            held = T.arg("constants", T.Buffer((max(self.constants.size, 1),), "uint8"))
+            room = T.arg("arena", T.Buffer((self.room,), "uint8"))
 
             def pointer(argument: Argument, offset: int | None) -> object:
                 if offset is not None:
                     return T.address_of(held[offset])
                 assert not isinstance(argument, np.ndarray)
-                if argument in interface:
-                    array = arrays[interface[argument]]
+                if argument in entry.interface:
+                    array = arrays[entry.interface[argument]]
                     return T.address_of(array[tuple(0 for _ in array.shape)])
-                return T.address_of(room[arena.offsets[argument]])
+                return T.address_of(room[entry.arena.offsets[argument]])
 
-            if isa.tiles:
-                granted = T.call_extern("int64", "syscall", *(T.int64(number) for number in ASK_FOR_TILES))
-                T.evaluate(granted)
+            if self.isa.tiles:
+                T.evaluate(T.call_extern("int64", "syscall", *(T.int64(number) for number in ASK_FOR_TILES)))
             for step in steps:
-                call = [pointer(a, o) for a, o in zip(kernels[step].arguments, offsets[step], strict=True)]
-                T.evaluate(tvm.ir.Call(symbols[names[step]], call, ret_ty="int32"))
-        return builder.get().with_attr("global_symbol", name)
-
-    module["main"] = entry("main", range(len(kernels)))
-    if steps:
-        for i in range(len(kernels)):
-            module[f"step_{i}"] = entry(f"step_{i}", [i])
-    count = len(graph.inputs)
-    calls = tuple(Call(name, kernel) for name, kernel in zip(names, kernels, strict=True))
-    return Program(module, tuple(ports[:count]), tuple(ports[count:]), constants, arena.size, calls, arena)
+                call = entry.calls[step]
+                pointers = [pointer(a, offset) for a, offset in zip(call.kernel.arguments, call.offsets, strict=True)]
+                T.evaluate(tvm.ir.Call(self.symbols[call.name], pointers, ret_ty="int32"))
+        self.module[name] = builder.get().with_attr("global_symbol", name)
 
 
 def _shared(kernels: Sequence[Kernel]) -> list[str]:
@@ -153,6 +203,10 @@ class _Constants:
         self._parts: list[bytes] = []
         self._offsets: dict[bytes, int] = {}
         self._size = 0
+
+    def places(self, kernel: Kernel) -> tuple[int | None, ...]:
+        """Offsets of a kernel's arguments, None for those that aren't constants."""
+        return tuple(self.add(a) if isinstance(a, np.ndarray) else None for a in kernel.arguments)
 
     def add(self, array: np.ndarray) -> int:
         raw = np.ascontiguousarray(array).tobytes()

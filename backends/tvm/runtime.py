@@ -8,38 +8,26 @@ import os
 import platform
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from planish.backends.tvm.cpu import cpu_flags
+from planish.backends.tvm.sizes import Port, Sizes, fitting, sizes_of
 from planish.ir.errors import CalibrationError, FrontendError, UnsupportedOp
 
 LIBRARY, CONSTANTS, DESCRIPTION, RUNTIME = "model.so", "constants.bin", "library.json", "libtvm_runtime.so"
-FORMAT = 1
+FORMAT = 2
 _ALIGNMENT = 64  # bytes; compiled code relies on it
 _SHARE_CORES = -3  # TVM's mode in which no thread is bound to one of the cores
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output: a tensor of fixed shape."""
-
-    name: str
-    dtype: np.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def type(self) -> str:
-        return f"tensor({self.dtype})"
 
 
 class Library:
     """A compiled model. Calls from several threads are safe: one runs at a time, since they share the memory.
 
-    library(**inputs) returns the outputs by name.
+    library(**inputs) returns the outputs by name. A batch of any size runs in pieces of those that were compiled; other
+    dimensions that vary are filled up with zeros to the next size that was, and outputs are cut.
     """
 
     def __init__(self, folder: Path, *, threads: int = 0):
@@ -58,15 +46,17 @@ class Library:
         ffi = _runtime(folder)
         self._configure = ffi.get_global_func("runtime.config_threadpool")
         try:
-            self._module = ffi.load_module(str(folder / LIBRARY))
+            module = ffi.load_module(str(folder / LIBRARY))
         except (RuntimeError, OSError) as error:
             raise FrontendError(f"can't load it: {error}", where=str(folder / LIBRARY), remedy=_AGAIN) from error
-        self._main = self._module["main"]
         constants = np.memmap(folder / CONSTANTS, np.uint8, "c")  # pages in common to all processes: nobody writes
-        arrays = [aligned(port.shape or (1,), port.dtype) for port in (*self.inputs, *self.outputs)]
-        self._arrays = dict(zip([p.name for p in (*self.inputs, *self.outputs)], arrays, strict=True))
-        self._held = [*arrays, np.asarray(constants), aligned((max(description["arena"], 1),), "uint8")]
-        self._arguments = [ffi.from_dlpack(array) for array in self._held]
+        shared = [np.asarray(constants), aligned((description["arena"],), "uint8")]
+        self._batch: str | None = description["batch"]
+        self._sizes: list[Sizes] = [entry["sizes"] for entry in description["entries"]]
+        self._entries = [
+            _Entry(ffi, module[entry["function"]], self.inputs, self.outputs, entry["sizes"], shared)
+            for entry in description["entries"]
+        ]
 
     def __call__(self, **feeds: Any) -> dict[str, np.ndarray]:
         """Outputs by name. Raises CalibrationError for an input that is missing, unknown, or of another type."""
@@ -77,25 +67,25 @@ class Library:
         names = {port.name for port in self.inputs}
         if set(feeds) != names:
             raise CalibrationError(f"inputs are {', '.join(sorted(feeds))}", remedy=f"feed {', '.join(sorted(names))}")
-        arrays = {}
-        for port in self.inputs:
-            array = np.asarray(feeds[port.name])
-            if array.shape != port.shape or array.dtype != port.dtype:
-                raise CalibrationError(
-                    f"input {port.name} is {array.dtype}{list(array.shape)}",
-                    remedy=f"feed {port.dtype}{list(port.shape)}; other shapes need an artifact of their own (--shape)",
-                )
-            arrays[port.name] = array
+        arrays = {name: np.asarray(array) for name, array in feeds.items()}
+        sizes = sizes_of(self.inputs, arrays)
+        wanted = [port for port in self.outputs if outputs is None or port.name in outputs]
+        results = {port.name: np.empty(port.at(sizes), port.dtype) for port in wanted}
         with self._lock:
             self._start_threads()
-            for name, array in arrays.items():
-                self._arrays[name].reshape(array.shape)[...] = array
-            self._main(*self._arguments)
-            return {
-                port.name: self._arrays[port.name].reshape(port.shape).copy()
-                for port in self.outputs
-                if outputs is None or port.name in outputs
-            }
+            if self._batch is None:
+                self._entries[fitting(self._sizes, sizes, None)](arrays, results)
+                return results
+            done, count = 0, sizes[self._batch]
+            while done < count:
+                chosen = fitting(self._sizes, {**sizes, self._batch: count - done}, self._batch)
+                piece = slice(done, min(count, done + self._sizes[chosen][self._batch]))
+                self._entries[chosen](
+                    {name: array[piece] for name, array in arrays.items()},
+                    {name: array[piece] for name, array in results.items()},
+                )
+                done = piece.stop
+        return results
 
     def _start_threads(self) -> None:
         """Set up TVM's pool for the calling thread, which has one of its own; by itself TVM takes half of the cores."""
@@ -105,6 +95,36 @@ class Library:
         count = self.threads or len(cores)
         self._configure(_SHARE_CORES, count, [str(cores[i % len(cores)]) for i in range(count)])
         self._started.done = True
+
+
+class _Entry:
+    """A function of the library for one size, and the arrays that it takes."""
+
+    def __init__(
+        self,
+        ffi: Any,
+        function: Any,
+        inputs: Sequence[Port],
+        outputs: Sequence[Port],
+        sizes: Sizes,
+        shared: Sequence[np.ndarray],
+    ):
+        ports = [*inputs, *outputs]
+        self._function = function
+        self._arrays = {port.name: aligned(port.at(sizes), port.dtype) for port in ports}
+        self._held = [*(array.reshape(array.shape or (1,)) for array in self._arrays.values()), *shared]
+        self._arguments = [ffi.from_dlpack(array) for array in self._held]
+
+    def __call__(self, feeds: Mapping[str, np.ndarray], results: Mapping[str, np.ndarray]) -> None:
+        """Run once: zeros fill up what feeds leave, results take the part that they have room for."""
+        for name, array in feeds.items():
+            room = self._arrays[name]
+            if room.shape != array.shape:
+                room[...] = 0
+            room[tuple(slice(extent) for extent in array.shape)] = array
+        self._function(*self._arguments)
+        for name, array in results.items():
+            array[...] = self._arrays[name][tuple(slice(extent) for extent in array.shape)]
 
 
 def available_cores() -> list[int]:

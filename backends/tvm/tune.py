@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from planish.backends.tvm.build import Executable
 from planish.backends.tvm.cache import cache_folder
 from planish.backends.tvm.isa import Isa
-from planish.backends.tvm.program import lower
+from planish.backends.tvm.program import lower, lower_all
 from planish.backends.tvm.schedule import Schedule, Shape, keep_schedule, kept_schedule
 from planish.backends.tvm.tiles import Tiling, tilings
 from planish.ir import dtypes, ops
@@ -29,15 +29,15 @@ _ROUNDS = 15
 Progress = Callable[[int, int], None]
 
 
-def tuned(graph: Graph, isa: Isa, seconds: float, cpu: str, on_progress: Progress | None = None) -> Schedule:
-    """The schedule of a graph's products, each measured for its share of `seconds`.
+def tuned(graphs: Sequence[Graph], isa: Isa, seconds: float, cpu: str, on_progress: Progress | None = None) -> Schedule:
+    """The schedule of the products of graphs, each measured for its share of `seconds`.
 
     What was measured before, on a CPU of that name, is taken from the user's cache and not measured again.
     """
     path = _path(isa, cpu)
     known = kept_schedule(path)
     plain = Schedule()
-    lower(graph, isa, schedule=plain)
+    lower_all(graphs, isa, schedule=plain)
     missing = sorted(shape for shape in plain.asked if str(shape) not in known.measured)
     missing.sort(key=lambda shape: -shape.rows * shape.columns * shape.depth)
     end, found = time.monotonic() + seconds, dict(known.measured)

@@ -184,13 +184,11 @@ def run_bench(
     from planish.tools.bench.quality import quality_of
     from planish.tools.compiling import CALIBRATION_BATCH, VERIFY_BATCH, input_specs, optimize, single_sample
     from planish.tools.measure import measure_models
-    from planish.tools.writing import fixed_batch, write_for
+    from planish.tools.writing import write_for
 
     chosen = {name: contender_named(name) for name in against}
     chosen_target = target_named(target)
     graph = load(model)
-    if chosen_target.compiled and (batch := fixed_batch(graph)):
-        graph = load(model, shapes=batch)
     inputs = input_specs(graph)
     data = open_calibration(calib or "random:1", inputs, seed=seed, batch=CALIBRATION_BATCH)
     test = None if evaluate_with is None else open_calibration(evaluate_with, inputs, seed=seed, batch=VERIFY_BATCH)

@@ -11,6 +11,7 @@ from planish.backends.tvm.build import Executable
 from planish.backends.tvm.cpu import cpu_flags
 from planish.backends.tvm.isa import ISAS, Isa, host_isa
 from planish.backends.tvm.program import lower
+from planish.backends.tvm.schedule import Schedule
 from planish.ir.graph import Graph
 from planish.ir.interpret import interpret
 
@@ -43,10 +44,12 @@ def name_values(graph: Graph) -> None:
             seen.add(value.hint)
 
 
-def assert_exact(graph: Graph, feeds: Mapping[str, np.ndarray], isa: Isa = HOST) -> dict[str, np.ndarray]:
+def assert_exact(
+    graph: Graph, feeds: Mapping[str, np.ndarray], isa: Isa = HOST, schedule: Schedule | None = None
+) -> dict[str, np.ndarray]:
     """Compile and run; every stored value and output must have the interpreter's bits."""
     name_values(graph)
-    executable = Executable(lower(graph, isa, keep=True), isa.target())
+    executable = Executable(lower(graph, isa, keep=True, schedule=schedule), isa.target())
     return assert_same_run(graph, executable, feeds)
 
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from planish.backends.tvm.library import write_library
+from planish.backends.tvm.sizes import Variant
 from planish.ir import dtypes, ops
 from planish.ir.interpret import interpret
 from tests.backends.tvm.graphs import coded, graph_of, linear
@@ -25,7 +26,7 @@ def test_the_example_builds_and_gives_the_reference_s_bytes(tmp_path, monkeypatc
         return ops.Requantize(0.2, 3, dtypes.i8)(linear(x, 24, 40))
 
     graph, feeds = graph_of(coded(dtypes.u8, 9, 24, zero=3), build=build)
-    write_library(graph, tmp_path, HOST)
+    write_library([Variant(graph)], tmp_path, HOST)
     feeds["x0"].tofile(tmp_path / "x0.bin")
     configure = ["cmake", "-B", "build", f"-DPython_EXECUTABLE={sys.executable}"]
     for command in (configure, ["cmake", "--build", "build"], ["build/example", ".", "x0.bin"]):

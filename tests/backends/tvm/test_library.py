@@ -13,6 +13,7 @@ import pytest
 import planish
 from planish.backends.tvm import runtime
 from planish.backends.tvm.library import write_library
+from planish.backends.tvm.sizes import Variant
 from planish.ir import dtypes, ops
 from planish.ir.errors import CalibrationError, FrontendError, UnsupportedOp
 from planish.ir.interpret import interpret
@@ -39,7 +40,7 @@ def model():
 def folder(model, tmp_path):
     path = tmp_path / "artifact"
     path.mkdir()
-    write_library(model[0], path, HOST)
+    write_library([Variant(model[0])], path, HOST)
     return path
 
 
@@ -70,9 +71,9 @@ def test_the_same_graph_gives_the_same_bytes_and_the_cache_serves_the_second(mod
     again, fresh = tmp_path / "again", tmp_path / "fresh"
     again.mkdir()
     fresh.mkdir()
-    assert write_library(model[0], again, HOST).cached
+    assert write_library([Variant(model[0])], again, HOST).cached
     monkeypatch.setenv("PLANISH_CACHE", "")
-    assert not write_library(model[0], fresh, HOST).cached
+    assert not write_library([Variant(model[0])], fresh, HOST).cached
     for name in (runtime.LIBRARY, runtime.CONSTANTS, runtime.DESCRIPTION):
         assert (folder / name).read_bytes() == (again / name).read_bytes() == (fresh / name).read_bytes(), name
 
