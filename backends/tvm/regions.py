@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from planish.backends.tvm.expressions import BIJECTIONS, EXPRESSIONS, MOVEMENT, POINTWISE, RENAMING
+from planish.backends.tvm.expressions import BIJECTIONS, EXPRESSIONS, MOVING, POINTWISE, RENAMING
+from planish.backends.tvm.float_expressions import FLOAT_POINTWISE, why_not
 from planish.backends.tvm.scope import extents
 from planish.ir import dtypes, ops
 from planish.ir.errors import UnsupportedOp
@@ -42,7 +43,32 @@ class Region:
     attention: Attention | None = None
 
 
+FLOAT_REDUCTIONS: tuple[type[Op], ...] = (
+    ops.Linear,
+    ops.MatMul,
+    ops.Conv,
+    ops.Attention,
+    ops.RotaryEmbedding,
+    ops.LayerNorm,
+    ops.RMSNorm,
+    ops.InstanceNorm,
+    ops.Softmax,
+    ops.LogSoftmax,
+    ops.MaxPool,
+    ops.AveragePool,
+    ops.ReduceMean,
+    ops.ReduceSum,
+    ops.ReduceMax,
+    ops.ReduceMin,
+    ops.ReduceProd,
+    ops.ReduceL2,
+    ops.ReduceSumSquare,
+    ops.ArgMax,
+)
+"""Ops on plain numbers whose elements need many of their operands'."""
+
 REDUCTIONS: tuple[type[Op], ...] = (
+    *FLOAT_REDUCTIONS,
     ops.IntLinear,
     ops.IntMatMul,
     ops.IntConv,
@@ -68,35 +94,40 @@ def regions(graph: Graph) -> tuple[list[Region], frozenset[Value]]:
     found: list[Region] = []
     placed: set[Value] = set()
     for node in graph:
-        if isinstance(node.op, Const | ops.Return) or not node.results or node.result in absorbed:
+        if isinstance(node.op, Const | ops.Return):
             continue
-        value = node.result
-        if value in placed:
-            continue
-        if value in outputs or not _vanishes(node, fused):
-            anchor = _anchor(value, fused)
-            result, moves = _moved(value, outputs) if anchor is not None else (value, ())
-            placed.add(result)
-            found.append(Region(value, result, moves, anchor, attentions.get(anchor) if anchor else None))
+        for value in node.results:
+            if value in placed or value in absorbed:
+                continue
+            if value in outputs or not _vanishes(value, fused):
+                anchor = _anchor(value, fused)
+                result, moves = _moved(value, outputs) if anchor is not None else (value, ())
+                placed.add(result)
+                found.append(Region(value, result, moves, anchor, attentions.get(anchor) if anchor else None))
     return found, frozenset(region.result for region in found)
 
 
 def _check(graph: Graph) -> None:
-    known = (*EXPRESSIONS, *REDUCTIONS, Const, ops.Return)
-    missing = [node for node in graph if not isinstance(node.op, known)]
+    known = (*EXPRESSIONS, *REDUCTIONS, ops.Split, Const, ops.Return)
+    missing = {node: node.op.name for node in graph if not isinstance(node.op, known)}
+    plain = (*FLOAT_POINTWISE, *FLOAT_REDUCTIONS, ops.ConstantOfShape, ops.Range, ops.Pad)
+    for node in graph:
+        if node not in missing and isinstance(node.op, plain) and (reason := why_not(node)):
+            missing[node] = reason
     if missing:
-        names = ", ".join(sorted({node.op.name for node in missing}))
         raise UnsupportedOp(
-            f"target tvm-cpu has no kernel for {names}",
-            where=str(missing[0].loc),
-            remedy="make the model integer first (--recipe integer), or take target ort-cpu",
+            f"target tvm-cpu has no kernel for {', '.join(sorted(set(missing.values())))}",
+            where=str(next(iter(missing)).loc),
+            remedy="take target ort-cpu, or a recipe that makes other ops of them",
         )
 
 
-def _vanishes(node: Node, fused: dict[Value, Value]) -> bool:
-    """True if the result is computed where it is read instead of stored. Notes what a reduction is fused with."""
-    value, kind = node.result, type(node.op)
-    if kind in MOVEMENT or (kind in RENAMING and _anchor(value, fused) is None):
+def _vanishes(value: Value, fused: dict[Value, Value]) -> bool:
+    """True if a value is computed where it is read instead of stored. Notes what a reduction is fused with."""
+    node = value.node
+    assert node is not None
+    kind = type(node.op)
+    if kind in MOVING or (kind in RENAMING and _anchor(value, fused) is None):
         return True
     reader = value.users[0] if len(value.uses) == 1 else None
     if reader is None or type(reader.op) not in (*POINTWISE, *RENAMING):
@@ -118,7 +149,7 @@ def _anchor(value: Value, fused: Mapping[Value, Value]) -> Node | None:
         return None
     if type(node.op) in REDUCTIONS:
         return node
-    if type(node.op) in MOVEMENT:
+    if type(node.op) in MOVING:
         return None
     for operand in node.inputs:
         if operand in fused:
