@@ -25,7 +25,7 @@ def tiling(rows: int, columns: int, isa: Isa) -> Tiling:
 
     def step(height: int, vectors: int) -> float:
         loads = height + vectors
-        return max(height * vectors / 2, loads / 2, _LATENCY) + loads / 64  # fewer loads where all else is equal
+        return max(height * vectors / 2, loads / 2, _LATENCY) + loads / 8  # loads that miss the nearest cache take longer
 
     def cycles(plan: Tiling) -> float:
         def across(vectors: int) -> float:
