@@ -14,6 +14,7 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.float_expressions import FLOAT_POINTWISE
+from planish.backends.tvm.float_math import is_nan
 from planish.backends.tvm.moves import MOVES, part
 from planish.backends.tvm.scope import Expr, Index, Scope, extents
 from planish.ir import ops
@@ -176,7 +177,7 @@ def quantize(node: Node, reader: Reader, index: Index) -> Expr:
     assert isinstance(op, ops.Quantize)
     rounded = T.nearbyint(reader.operand(node, 0, index) / T.float32(float(np.float32(op.scale))))
     low, high = T.float32(op.to.min - op.zero), T.float32(op.to.max - op.zero)
-    real = T.Select(rounded == rounded, T.min(T.max(rounded, low), high), T.float32(0))
+    real = T.Select(is_nan(rounded), T.float32(0), T.min(T.max(rounded, low), high))
     return T.cast(T.cast(real, "int32") + op.zero, str(op.to.storage))
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from planish.backends.tvm.epilogue import Context, Epilogue, chunks, lane_of, pieces, spans, vector
+from planish.backends.tvm.epilogue import Context, Epilogue, chunks, lane_of, pieces, spans
 from planish.backends.tvm.expressions import Reader, broadcast, shape_of, unravelled
 from planish.backends.tvm.float_math import exp_of_negative, real
 from planish.backends.tvm.float_rows import GREATEST, SUM, filled
 from planish.backends.tvm.float_tiles import Matrix, tile, tiling
+from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.plain import variable
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope

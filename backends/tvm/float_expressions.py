@@ -5,7 +5,6 @@ Operands are named once (`let`), since expressions mention them several times an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm import float_math
-from planish.backends.tvm.float_math import clip, let, real
+from planish.backends.tvm.float_math import clip, is_nan, let, real
 from planish.backends.tvm.scope import Expr, Index
 from planish.ir import dtypes, ops
 from planish.ir.graph import Node
@@ -33,10 +32,8 @@ def why_not(node: Node) -> str | None:
         type_ = value.type
         if not isinstance(type_, TensorType) or type_.dtype not in (*_NUMBERS, dtypes.boolean):
             return f"{node.op.name} of {type_.dtype if isinstance(type_, TensorType) else type_}"
-    if isinstance(node.op, ops.Pow) and not node.inputs[0].tensor.dtype.is_float:
-        return "Pow of integers"
-    if isinstance(node.op, ops.ReduceL2) and not node.inputs[0].tensor.dtype.is_float:
-        return "ReduceL2 of integers"
+    if isinstance(node.op, ops.Pow | ops.ReduceL2 | ops.MatMul) and not node.inputs[0].tensor.dtype.is_float:
+        return f"{node.op.name} of integers"
     return None
 
 
@@ -51,14 +48,14 @@ def larger(x: Expr, y: Expr, dtype: dtypes.DType) -> Expr:
     """The greater of two; NaN if either is."""
     if not dtype.is_float:
         return T.Select(x >= y, x, y) if dtype != dtypes.boolean else T.Or(x, y)
-    return let(x, lambda a: let(y, lambda b: T.Select(a >= b, a, T.Select(b > a, b, a + b))))
+    return let(x, lambda a: let(y, lambda b: T.Select(T.Or(a > b, is_nan(a)), a, b)))
 
 
 def smaller(x: Expr, y: Expr, dtype: dtypes.DType) -> Expr:
     """The lesser of two; NaN if either is."""
     if not dtype.is_float:
         return T.Select(x <= y, x, y) if dtype != dtypes.boolean else T.And(x, y)
-    return let(x, lambda a: let(y, lambda b: T.Select(a <= b, a, T.Select(b < a, b, a + b))))
+    return let(x, lambda a: let(y, lambda b: T.Select(T.Or(a < b, is_nan(a)), a, b)))
 
 
 def _unary(function: Callable[[Expr], Expr]) -> Expression:
@@ -117,7 +114,7 @@ def _whole(x: Expr) -> Expr:
     """The nearest integer, halves to the even one: adding 2**23 leaves no room for a fraction."""
 
     def of(size: Expr) -> Expr:
-        rounded = T.Select(size < real(2.0**23), size + real(2.0**23) - real(2.0**23), size)
+        rounded = let(size + real(2.0**23), lambda sum_: T.Select(size < real(2.0**23), sum_ - real(2.0**23), size))
         sign = T.reinterpret("int32", x) & tirx.const(-(2**31), "int32")
         return T.reinterpret("float32", T.reinterpret("int32", rounded) | sign)
 
@@ -193,7 +190,7 @@ def _remainder(node: Node, reader: Reader, index: Index) -> Expr:
     assert isinstance(op, ops.Mod)
     x, y = (reader.operand(node, i, index) for i in (0, 1))
     if dtype.is_float:
-        return T.fmod(x, y)
+        return T.call_pure_extern("float32", "fmodf", x, y)  # exact, which no short expression is
     function = T.truncmod if op.fmod else T.floormod
     return let(y, lambda v: function(x, _divisor(v, dtype)))
 
@@ -212,10 +209,17 @@ def _power(node: Node, reader: Reader, index: Index) -> Expr:
     return T.pow(x, T.cast(y, "float32"))
 
 
+def _differ(x: Expr, y: Expr) -> Expr:
+    """Of truth values, which can't be compared as numbers."""
+    return T.Or(T.And(x, T.Not(y)), T.And(y, T.Not(x)))
+
+
 def _cast(node: Node, reader: Reader, index: Index) -> Expr:
     before, after = node.inputs[0].tensor.dtype, node.result.tensor.dtype
     x = reader.operand(node, 0, index)
-    if after == dtypes.boolean and before != dtypes.boolean:
+    if after == dtypes.boolean and before.is_float:
+        return T.reinterpret("int32", _absolute(x, before)) > 0  # x != 0 would be false of NaN
+    if after == dtypes.boolean and before.is_integer:
         return x != number(0, before)
     return x if before == after else T.cast(x, str(after.storage))
 
@@ -275,7 +279,7 @@ FLOAT_POINTWISE: Mapping[type[Op], Expression] = {
     ops.Ceil: _unary(_ceil),
     ops.Round: _unary(_whole),
     ops.Not: _unary(T.Not),
-    ops.IsNaN: _unary(lambda x: x != x),
+    ops.IsNaN: _unary(is_nan),
     ops.Softplus: _unary(_softplus),
     ops.HardSwish: _unary(_hard_swish),
     ops.Gelu: _activation(_gelu),
@@ -293,14 +297,14 @@ FLOAT_POINTWISE: Mapping[type[Op], Expression] = {
     ops.Pow: _power,
     ops.Max: _binary(larger),
     ops.Min: _binary(smaller),
-    ops.Equal: _binary(lambda x, y, _: x == y),
+    ops.Equal: _binary(lambda x, y, dtype: T.Not(_differ(x, y)) if dtype == dtypes.boolean else x == y),
     ops.Less: _binary(lambda x, y, _: x < y),
     ops.LessOrEqual: _binary(lambda x, y, _: x <= y),
     ops.Greater: _binary(lambda x, y, _: x > y),
     ops.GreaterOrEqual: _binary(lambda x, y, _: x >= y),
     ops.And: _binary(lambda x, y, _: T.And(x, y)),
     ops.Or: _binary(lambda x, y, _: T.Or(x, y)),
-    ops.Xor: _binary(lambda x, y, _: x != y),
+    ops.Xor: _binary(lambda x, y, _: _differ(x, y)),
     ops.Where: _where,
     ops.BatchNorm: _batch_norm,
 }

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from planish.backends.tvm.epilogue import Context, Epilogue, chunks, pieces, vector
+from planish.backends.tvm.epilogue import Context, Epilogue, chunks, pieces
 from planish.backends.tvm.expressions import RENAMING, Reader, broadcast, shape_of, unravelled
 from planish.backends.tvm.float_tiles import Matrix, Panels, pack, tile, tiling
+from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.scope import SPARE, Expr, Index, Kernel, Scope
 from planish.ir import ops
@@ -97,9 +98,7 @@ def matmul(region: Region, context: Context) -> Kernel:
     return _multiplied(region, context, product, a, b, None)
 
 
-def _multiplied(
-    region: Region, context: Context, product: Product, a: Value, b: Value, bias: Value | None
-) -> Kernel:
+def _multiplied(region: Region, context: Context, product: Product, a: Value, b: Value, bias: Value | None) -> Kernel:
     scope, weights = Scope(), constant(b)
     lanes = context.isa.lanes
     with IRBuilder() as builder, T.seq_scope():
@@ -145,7 +144,6 @@ def emit_product(
         )  # fmt: skip
         for i, acc in enumerate(sums):
             for start, count in pieces(used, 2 * lanes):
-
                 first = block * width + start
 
                 def at(lane: Expr, i: int = i, first: Expr = first) -> Index:

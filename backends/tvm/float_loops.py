@@ -10,16 +10,17 @@ import numpy as np
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from planish.backends.tvm.epilogue import Context, Epilogue, chunks, lane_of, vector
+from planish.backends.tvm.epilogue import Context, Epilogue, chunks, lane_of
 from planish.backends.tvm.expressions import Reader, shape_of
 from planish.backends.tvm.float_expressions import larger, number, smaller
-from planish.backends.tvm.float_math import let, real
+from planish.backends.tvm.float_math import is_nan, let, real
 from planish.backends.tvm.float_rows import Fold, filled
 from planish.backends.tvm.float_windows import Windows, windowed
+from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.plain import loops, variable
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
-from planish.ir import dtypes, ops
+from planish.ir import ops
 from planish.ir.dtypes import DType
 from planish.ir.ops.reduce import _Reduce
 
@@ -119,7 +120,7 @@ def greatest_place(region: Region, context: Context) -> Kernel:
             element = variable(str(dtype.storage), at(i))
             above = element[0] > best[0]
             if dtype.is_float:
-                above = T.Or(above, T.And(element[0] != element[0], best[0] == best[0]))
+                above = T.Or(above, T.And(is_nan(element[0]), T.Not(is_nan(best[0]))))
             taken = variable("bool", above)
             T.buffer_store(where, T.Select(taken[0], T.cast(i, "int64"), where[0]), [0])
             T.buffer_store(best, T.Select(taken[0], element[0], best[0]), [0])

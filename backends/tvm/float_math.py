@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from planish.backends.tvm.lanes import kept
 from planish.backends.tvm.scope import Expr
 
 _ROUNDER = 1.5 * 2.0**23  # adding and taking it off rounds to an integer, which then is in the low bits of the sum
@@ -46,10 +47,13 @@ _GELU_CUBIC = 0.044715
 
 def let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
     """`body` of a value that is computed once, however often `body` names it."""
-    if isinstance(value, tirx.Var | int | float):
-        return body(value)
-    name = tirx.Var("v", value.ty)
-    return tirx.Let(name, value, body(name))
+    simple = isinstance(value, tirx.Var | tirx.IntImm | tirx.FloatImm | int | float)
+    return body(value if simple else kept(value))
+
+
+def is_nan(x: Expr) -> Expr:
+    """By its bits: TVM takes x != x to be false."""
+    return (T.reinterpret("int32", x) & T.int32(0x7FFFFFFF)) > T.int32(0x7F800000)
 
 
 def real(number: float) -> Expr:
@@ -58,10 +62,14 @@ def real(number: float) -> Expr:
 
 def polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
     """The value at x, the coefficient of the highest power first."""
-    total = real(coefficients[0])
-    for coefficient in coefficients[1:]:
-        total = T.fma(total, x, real(coefficient))
-    return total
+
+    def of(v: Expr) -> Expr:
+        total = real(coefficients[0])
+        for coefficient in coefficients[1:]:
+            total = T.fma(total, v, real(coefficient))
+        return total
+
+    return let(x, of)
 
 
 def exp(x: Expr) -> Expr:
@@ -131,19 +139,27 @@ def erf(x: Expr) -> Expr:
         inner = let(clip(v, -_ERF_END, _ERF_END), lambda c: c * polynomial(
             T.fma(c * c, real(2 / _ERF_END**2), real(-1)), _ERF
         ))  # fmt: skip
-        above = T.Select(v >= real(_ERF_END), real(1), inner)
-        return T.Select(v <= real(-_ERF_END), real(-1), above)
+        return _saturated(v, inner, _ERF_END)
 
     return let(x, of)
 
 
 def tanh(x: Expr) -> Expr:
-    """Hyperbolic tangent to 4 ulp."""
+    """Hyperbolic tangent to 4 ulp; exactly 1 where it rounds to that."""
 
     def of(c: Expr, square: Expr) -> Expr:
         return c * polynomial(square, _TANH_P) / polynomial(square, _TANH_Q)
 
-    return let(clip(x, -_TANH_END, _TANH_END), lambda c: let(c * c, lambda square: of(c, square)))
+    def limited(v: Expr) -> Expr:
+        inner = let(clip(v, -_TANH_END, _TANH_END), lambda c: let(c * c, lambda square: of(c, square)))
+        return _saturated(v, inner, _TANH_END)
+
+    return let(x, limited)
+
+
+def _saturated(x: Expr, inner: Expr, end: float) -> Expr:
+    """1 from `end` on, -1 up to -`end`, and `inner` between them."""
+    return T.Select(x >= real(end), real(1), T.Select(x <= real(-end), real(-1), inner))
 
 
 def sigmoid(x: Expr) -> Expr:

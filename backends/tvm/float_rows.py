@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from planish.backends.tvm.epilogue import Context, Epilogue, chunks, vector
+from planish.backends.tvm.epilogue import Context, Epilogue, chunks
 from planish.backends.tvm.expressions import Reader, shape_of, unravelled
+from planish.backends.tvm.float_expressions import larger
 from planish.backends.tvm.float_math import exp_of_negative, let, log, real
+from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.plain import loops, variable
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
-from planish.ir import ops
+from planish.ir import dtypes, ops
 
 _ACROSS = 4  # vectors of sums under way at a time, to hide the latency of an addition
 
@@ -55,7 +57,7 @@ class Fold:
 
 
 SUM = Fold(real(0), lambda a, b: a + b)
-GREATEST = Fold(real(-math.inf), lambda a, b: T.Select(a >= b, a, T.Select(a != a, a, b)))  # NaN if there is one
+GREATEST = Fold(real(-math.inf), lambda a, b: larger(a, b, dtypes.f32))  # NaN if there is one
 
 
 @contextmanager
@@ -75,7 +77,7 @@ def normalised(region: Region, context: Context) -> Kernel:
     op = node.op
     assert isinstance(op, ops.LayerNorm | ops.RMSNorm | ops.InstanceNorm)
     x, lanes = node.inputs[0], context.isa.lanes
-    gamma, beta = (*node.operands[1:], None)[:2]
+    gamma, beta = (*node.operands[1:], None, None)[:2]
     axes = len(shape_of(x)) - 2 if isinstance(op, ops.InstanceNorm) else -op.axis
     scope = Scope()
     reader = Reader(scope, context.stored, {})

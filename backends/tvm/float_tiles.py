@@ -14,6 +14,7 @@ from planish.backends.tvm.tiles import Tiling
 
 _MOST_VECTORS = 8
 _LATENCY = 4  # cycles of a multiply-add
+_NEAR_LOADS = 8  # loads from the nearest cache for each cycle that is lost to one from the next; measured
 
 
 def tiling(rows: int, columns: int, isa: Isa) -> Tiling:
@@ -25,7 +26,7 @@ def tiling(rows: int, columns: int, isa: Isa) -> Tiling:
 
     def step(height: int, vectors: int) -> float:
         loads = height + vectors
-        return max(height * vectors / 2, loads / 2, _LATENCY) + loads / 8  # loads that miss the nearest cache take longer
+        return max(height * vectors / 2, loads / 2, _LATENCY) + loads / _NEAR_LOADS
 
     def cycles(plan: Tiling) -> float:
         def across(vectors: int) -> float:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from planish.backends.tvm.epilogue import Context, Epilogue, chunks, lane_of, pieces, vector
+from planish.backends.tvm.epilogue import Context, Epilogue, chunks, lane_of, pieces
 from planish.backends.tvm.expressions import Reader, shape_of, unravelled
 from planish.backends.tvm.float_gemm import SPARE_LANES, Product, emit_product, operand, split
 from planish.backends.tvm.float_math import real
 from planish.backends.tvm.float_rows import filled
 from planish.backends.tvm.float_tiles import Matrix, Panels, pack, tiling
+from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.plain import loops
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from planish.backends.tvm.attention import attention
 from planish.backends.tvm import float_attention, float_gemm, float_loops, float_rows, float_windows
+from planish.backends.tvm.attention import attention
 from planish.backends.tvm.epilogue import Context
 from planish.backends.tvm.gemm import convolution, linear
 from planish.backends.tvm.norms import normalised

@@ -8,9 +8,10 @@ import numpy as np
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, times, vector
+from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, times
 from planish.backends.tvm.expressions import Reader, centred, finished, shape_of
 from planish.backends.tvm.isa import reduced
+from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.plain import loops, variable
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope

@@ -114,6 +114,9 @@ def _check(graph: Graph) -> None:
     for node in graph:
         if node not in missing and isinstance(node.op, plain) and (reason := why_not(node)):
             missing[node] = reason
+    for value in graph.outputs:
+        if value.node is None or isinstance(value.op, Const) or graph.outputs.count(value) > 1:
+            missing[graph.tail] = "outputs that are inputs, constants or other outputs"
     if missing:
         raise UnsupportedOp(
             f"target tvm-cpu has no kernel for {', '.join(sorted(set(missing.values())))}",
