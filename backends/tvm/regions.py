@@ -116,6 +116,7 @@ def _check(graph: Graph) -> None:
             missing[node] = reason
     for value in graph.outputs:
         if value.node is None or isinstance(value.op, Const) or graph.outputs.count(value) > 1:
+            assert graph.tail is not None
             missing[graph.tail] = "outputs that are inputs, constants or other outputs"
     if missing:
         raise UnsupportedOp(
