@@ -20,7 +20,8 @@ from planish.ir.types import TensorType
 from tests.backends.tvm.floats import RNG, Case, assert_cases, both, float_isas, normal, side_by_side
 
 RUNNABLE = float_isas()
-X, Y = normal(3, 5, 37) * 3, normal(5, 1) * 2
+EXTREMES = RUNNABLE[:: max(1, len(RUNNABLE) - 1)]  # expressions know of the instruction set only how long vectors are
+X, Y = normal(3, 5, 33) * 3, normal(5, 1) * 2
 SPECIAL = np.array(
     [0, -0.0, 1, -1, np.inf, -np.inf, np.nan, 1e-40, -1e-40, 3e38, -3e38, 0.5, 1.5, 2.5, -0.5], np.float32
 )
@@ -62,19 +63,19 @@ ELEMENTWISE = [
 MOVEMENT = [
     Case(ops.Slice((1, -30), (4, 1000), (1, 2), (2, 3)), (X,)),
     Case(ops.Slice((-1,), (-1000,), (2,), (-2,)), (X,)),
-    Case(ops.Split(2, (3, 17, 17)), (X,)),
+    Case(ops.Split(2, (3, 17, 13)), (X,)),
     Case(ops.Split(0, (1, 2)), (INTS,)),
     Case(ops.Tile((2, 1, 3)), (X,)),
     *(Case(ops.Pad((0, 1, 2, 0, 3, 4), mode, 7), (X,)) for mode in ("constant", "edge", "reflect", "wrap")),
     Case(ops.Pad((0, -1, 2, 0, 0, -4)), (X,)),
     Case(ops.Pad((1, 0, 0, 0, 0, 2), value=3), (INTS,)),
-    Case(ops.Concat(1), (X, X[:, :2], normal(3, 1, 37))),
+    Case(ops.Concat(1), (X, X[:, :2], normal(3, 1, 33))),
     Case(ops.Concat(0), (BITS, BITS[:1])),
     Case(ops.Gather(1), (X, PLACES)),
     Case(ops.Gather(0), (INTS, PLACES[0].astype(np.int32) % 3)),
     Case(ops.Transpose((2, 0, 1)), (X,)),
     Case(ops.Reshape((5, -1)), (X,)),
-    Case(ops.DynamicReshape(), (X, Data(np.array([37, 15])))),
+    Case(ops.DynamicReshape(), (X, Data(np.array([33, 15])))),
     Case(ops.Squeeze((1,)), (Y,)),
     Case(ops.Unsqueeze((0, 2)), (Y,)),
     Case(ops.Expand(), (Y, Data(np.array([3, 5, 7])))),
@@ -104,17 +105,17 @@ def reductions():
     yield Case(ops.ArgMax(-1), (INTS,))
 
 
-@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("isa", EXTREMES)
 def test_elementwise_ops(isa):
     assert_cases(ELEMENTWISE, isa)
 
 
-@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("isa", EXTREMES)
 def test_movement(isa):
     assert_cases(MOVEMENT, isa)
 
 
-@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("isa", EXTREMES)
 def test_reductions(isa):
     assert_cases(list(reductions()), isa)
 

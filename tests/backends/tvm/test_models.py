@@ -9,8 +9,8 @@ import pytest
 
 from planish.backends.tvm.build import Executable
 from planish.backends.tvm.program import lower
-from planish.ir.errors import CalibrationError, UnsupportedOp
 from planish.ir import dtypes, ops
+from planish.ir.errors import CalibrationError, UnsupportedOp
 from planish.tools.compiling import optimize
 from tests.backends.tvm.graphs import coded, graph_of
 from tests.backends.tvm.running import HOST, assert_same_run, name_values, runnable_isas
