@@ -245,22 +245,6 @@ def _batch_norm(node: Node, reader: Reader, index: Index) -> Expr:
     return (reader.at(x, index) - mean_at) / T.sqrt(var_at + real(op.eps)) * gamma_at + beta_at
 
 
-def _turned(node: Node, reader: Reader, index: Index) -> Expr:
-    """RotaryEmbedding: a pair (a, b) becomes (a cos - b sin, a sin + b cos)."""
-    op = node.op
-    assert isinstance(op, ops.RotaryEmbedding)
-    x, cos, sin = node.inputs
-    *outer, place = index
-    half = int(x.tensor.dims[3]) // 2
-    second = T.floormod(place, 2) == 1 if op.interleaved else place >= half
-    pair = T.floordiv(place, 2) if op.interleaved else T.floormod(place, half)
-    step = 1 if op.interleaved else half
-    partner = T.Select(second, place - step, T.min(place + step, 2 * half - 1))
-    row = tuple(0 if int(table.tensor.dims[0]) == 1 else index[0] for table in (cos, sin))
-    turn = reader.at(sin, (row[1], index[2], pair)) * T.Select(second, real(1), real(-1))
-    return reader.at(x, index) * reader.at(cos, (row[0], index[2], pair)) + reader.at(x, (*outer, partner)) * turn
-
-
 FLOAT_POINTWISE: Mapping[type[Op], Expression] = {
     ops.Abs: _typed(_absolute),
     ops.Neg: _typed(_negative),
