@@ -92,9 +92,7 @@ class _Attention:
     def block(self, head: Expr, own: Index, row: Expr, height: int) -> None:
         """A block of rows, from logits to results."""
         self.logits_of(head, own, row, height)
-        reciprocals = T.alloc_buffer((height,), "float32", scope="global")
-        with T.serial(0, height) as i:
-            T.buffer_store(reciprocals, self.exponentials_of(head, i), [i])
+        reciprocals = [self.exponentials_of(head, i) for i in range(height)]
         self.means_of(head, own, row, height, reciprocals)
 
     def logits_of(self, head: Expr, own: Index, row: Expr, height: int) -> None:
@@ -111,7 +109,7 @@ class _Attention:
                     with vector(count) as lane:
                         logit = self.masked(acc[start + lane], own, row + i, column + start + lane)
                         self._store(self.logits, head, i, column + start + lane, logit)
-        with T.serial(0, height) as i:
+        for i in range(height):
             self._blank(self.logits, head, i, self.tokens, self.across, -_INFINITE)
 
     def masked(self, logit: Expr, own: Index, n: Expr, m: Expr) -> Expr:
@@ -121,7 +119,7 @@ class _Attention:
             logit = T.Select(element, logit, real(-_INFINITE)) if only else logit + element
         return T.Select(m <= n, logit, real(-_INFINITE)) if self.op.causal else logit
 
-    def exponentials_of(self, head: Expr, i: Expr) -> Expr:
+    def exponentials_of(self, head: Expr, i: int) -> Expr:
         """Turn the logits of a row into e**(logit - greatest); the value is the reciprocal of their sum.
 
         A row of which nothing takes part is NaN: infinite logits less their maximum are.
@@ -139,9 +137,9 @@ class _Attention:
                 self._store(self.logits, head, i, start + lane, power)
             with vector(count) as lane:
                 T.buffer_store(sums, sums[lane] + logit(start + lane), [lane])
-        return real(1) / SUM(lambda j: sums[j[0]], (4 * lanes,), lanes)
+        return variable("float32", real(1) / SUM(lambda j: sums[j[0]], (4 * lanes,), lanes))
 
-    def means_of(self, head: Expr, own: Index, row: Expr, height: int, reciprocals: Expr) -> None:
+    def means_of(self, head: Expr, own: Index, row: Expr, height: int, reciprocals: list[Expr]) -> None:
         """Weighted means of a block of rows, as many columns at a time as there are registers for."""
         lanes = self.lanes
         most = max(1, (self.context.isa.registers - 1) // (height + 1))
@@ -165,7 +163,7 @@ class _Attention:
                         self.region,
                         self.context,
                         lambda where, acc=acc, start=start, f=lane_at, by=reciprocals[i]: (  # type: ignore[misc]
-                            acc[start + f(where)] * by
+                            acc[start + f(where)] * by[0]
                         ),
                     ).write_lanes(at, count)
 
