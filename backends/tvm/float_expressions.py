@@ -182,7 +182,7 @@ def _quotient(x: Expr, y: Expr, dtype: dtypes.DType) -> Expr:
 
 def _divisor(y: Expr, dtype: dtypes.DType) -> Expr:
     """y, or 1 where it is 0: what that gives is undefined, but it must not stop the program."""
-    return T.Select(y == number(0, dtype), number(1, dtype), y)
+    return T.Select(tirx.EQ(y, number(0, dtype)), number(1, dtype), y)
 
 
 def _remainder(node: Node, reader: Reader, index: Index) -> Expr:
@@ -220,7 +220,7 @@ def _cast(node: Node, reader: Reader, index: Index) -> Expr:
     if after == dtypes.boolean and before.is_float:
         return T.reinterpret("int32", _absolute(x, before)) > 0  # x != 0 would be false of NaN
     if after == dtypes.boolean and before.is_integer:
-        return x != number(0, before)
+        return tirx.NE(x, number(0, before))
     return x if before == after else T.cast(x, str(after.storage))
 
 
@@ -281,7 +281,7 @@ FLOAT_POINTWISE: Mapping[type[Op], Expression] = {
     ops.Pow: _power,
     ops.Max: _binary(larger),
     ops.Min: _binary(smaller),
-    ops.Equal: _binary(lambda x, y, dtype: T.Not(_differ(x, y)) if dtype == dtypes.boolean else x == y),
+    ops.Equal: _binary(lambda x, y, dtype: T.Not(_differ(x, y)) if dtype == dtypes.boolean else tirx.EQ(x, y)),
     ops.Less: _binary(lambda x, y, _: x < y),
     ops.LessOrEqual: _binary(lambda x, y, _: x <= y),
     ops.Greater: _binary(lambda x, y, _: x > y),

@@ -231,3 +231,15 @@ def test_a_chain_of_activations_is_one_kernel():
     assert len(regions(graph)[0]) == 1
     found, wanted = both(graph, {"x": normal(5, 33) * 3})
     np.testing.assert_allclose(found["y"], wanted["y"], atol=4e-6)
+
+
+def test_comparisons_go_on_in_the_same_kernel():
+    graph = Graph()
+    x, y = (graph.add_input(name, TensorType(dtypes.i64, (3, 5, 7))) for name in "xy")
+    no = ops.Not()(ops.Or()(ops.Equal()(x, y), ops.Less()(x, y)))
+    z = ops.And()(no, ops.Cast(dtypes.boolean)(x))
+    graph.attach(z, None, Loc(("made",)))
+    graph.add(Return(("z",)), z)
+    assert len(regions(graph)[0]) == 1
+    found, wanted = both(graph, {"x": INTS % 4, "y": INTS[::-1] % 4})
+    np.testing.assert_array_equal(found["z"], wanted["z"])
