@@ -37,7 +37,7 @@ TARGETS: Mapping[str, Target] = {
             "ort-cpu", "ONNX Runtime on CPU: an ONNX file, each op in the spelling that runs fastest there", ORT_CPU
         ),
         Target("onnx", "portable ONNX: every op in its newest standard spelling, timed on ONNX Runtime", STANDARD),
-        Target("tvm-cpu", "a library of machine code for integer models, compiled by TVM", STANDARD, compiled=True),
+        Target("tvm-cpu", "a library of machine code, compiled by TVM", STANDARD, compiled=True),
     )
 }
 

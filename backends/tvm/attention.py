@@ -10,9 +10,10 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm import amx
-from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, lane_of, pieces, spans, vector
+from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, lane_of, pieces, spans
 from planish.backends.tvm.expressions import Reader, broadcast, shape_of, unravelled
 from planish.backends.tvm.isa import TileProduct, reduced
+from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.plain import variable
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.repack import Packed

@@ -20,6 +20,7 @@ from planish.backends.tvm.expressions import (
     shape_of,
 )
 from planish.backends.tvm.isa import Isa
+from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.narrow import narrowed, narrows
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.schedule import Schedule
@@ -74,9 +75,9 @@ class Epilogue:
             with vector(run) as lane:
                 self.write(at(start + lane))
 
-    def write_row(self, outer: Index, extent: int) -> None:
+    def write_row(self, outer: Index, extent: int, widest: int = WIDEST) -> None:
         """Store a row of the region's value, in vectors."""
-        for start, lanes in chunks(extent, WIDEST):
+        for start, lanes in chunks(extent, widest):
             self.write_lanes(lambda lane, start=start: (*outer, start + lane), lanes)  # type: ignore[misc]
 
     def _store(self, index: Index, element: Expr) -> None:
@@ -204,20 +205,6 @@ def times(codes: Expr, factor: Expr, addends: tuple[Expr, Expr], shift: Expr, la
     odd = (left >> bits) * (right >> bits) + addends[1] >> amount
     low = even & T.Broadcast(T.int64(0xFFFFFFFF), pairs)
     return T.reinterpret(f"int32x{lanes}", low | (odd << bits))
-
-
-class vector:  # noqa: N801 - used like the builder's frames
-    """A loop over the lanes of a vector, or over the only one."""
-
-    def __init__(self, lanes: int):
-        self.frame = T.vectorized(0, lanes) if lanes > 1 else None
-
-    def __enter__(self) -> Expr:
-        return 0 if self.frame is None else self.frame.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        if self.frame is not None:
-            self.frame.__exit__(*error)
 
 
 def pieces(extent: int, widest: int) -> Iterator[tuple[int, int]]:

@@ -1,5 +1,6 @@
 """Ops that give each element of their result from few elements of their operands, as expressions of TIR.
 
+Those on codes and the movement that can be undone are here; plain numbers and other movement have files of their own.
 Integer ops state the formulas of `planish.ir.fixedpoint`; products of 64 bits have factors of 32, which is fast.
 """
 
@@ -12,6 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
+from planish.backends.tvm.float_expressions import FLOAT_POINTWISE
+from planish.backends.tvm.float_math import is_nan
+from planish.backends.tvm.moves import MOVES, part
 from planish.backends.tvm.scope import Expr, Index, Scope, extents
 from planish.ir import ops
 from planish.ir.graph import Node, Value
@@ -40,6 +44,8 @@ class Reader:
         node = value.node
         if node is None or value in self.stored or constant(value) is not None:
             return self.scope.value(value)[index or (0,)]
+        if isinstance(node.op, ops.Split):
+            return self.at(node.inputs[0], part(value, index))
         return EXPRESSIONS[type(node.op)](node, self, index)
 
     def operand(self, node: Node, position: int, index: Index) -> Expr:
@@ -174,7 +180,7 @@ def quantize(node: Node, reader: Reader, index: Index) -> Expr:
     assert isinstance(op, ops.Quantize)
     rounded = T.nearbyint(reader.operand(node, 0, index) / T.float32(float(np.float32(op.scale))))
     low, high = T.float32(op.to.min - op.zero), T.float32(op.to.max - op.zero)
-    real = T.Select(rounded == rounded, T.min(T.max(rounded, low), high), T.float32(0))
+    real = T.Select(is_nan(rounded), T.float32(0), T.min(T.max(rounded, low), high))
     return T.cast(T.cast(real, "int32") + op.zero, str(op.to.storage))
 
 
@@ -270,20 +276,31 @@ POINTWISE: Mapping[type[Op], Expression] = {
     ops.IntMul: int_mul,
     ops.Quantize: quantize,
     ops.Dequantize: dequantize,
+    **FLOAT_POINTWISE,
 }
 """Ops that compute: done once, so a value with several readers is stored."""
 
-RENAMING: Mapping[type[Op], Expression] = {ops.ScaleBy: identity, ops.FromCodes: identity, ops.ToCodes: identity}
+RENAMING: Mapping[type[Op], Expression] = {
+    ops.ScaleBy: identity,
+    ops.FromCodes: identity,
+    ops.ToCodes: identity,
+    ops.Identity: identity,
+}
 """Ops that leave all bits as they are."""
 
 MOVEMENT: Mapping[type[Op], Expression] = {
     ops.Reshape: reshape,
+    ops.DynamicReshape: reshape,
     ops.Transpose: transpose,
     ops.Squeeze: squeeze,
     ops.Unsqueeze: unsqueeze,
     ops.Expand: expand,
     ops.Gather: gather,
+    **MOVES,
 }
 """Ops that only say where elements lie: their readers look there."""
+
+MOVING: tuple[type[Op], ...] = (*MOVEMENT, ops.Split)
+"""The same with Split, which has several results and so no expression of one."""
 
 EXPRESSIONS: Mapping[type[Op], Expression] = {**POINTWISE, **RENAMING, **MOVEMENT}

@@ -10,9 +10,10 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm import amx
-from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, lane_of, pieces, vector
+from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, lane_of, pieces
 from planish.backends.tvm.expressions import RENAMING, Reader, shape_of, unravelled
 from planish.backends.tvm.isa import Product, TileProduct
+from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
 from planish.backends.tvm.tiles import Panels, Rows, Start, multiply, pack, shared_out

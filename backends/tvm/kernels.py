@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from planish.backends.tvm import float_attention, float_gemm, float_loops, float_rows, float_windows
 from planish.backends.tvm.attention import attention
 from planish.backends.tvm.epilogue import Context
 from planish.backends.tvm.gemm import convolution, linear
 from planish.backends.tvm.norms import normalised
-from planish.backends.tvm.plain import PLAIN, pointwise
+from planish.backends.tvm.plain import PLAIN, Emitter, pointwise
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.scope import Kernel
 from planish.ir import ops
-from planish.ir.op import constant
+from planish.ir.op import Op, constant
+
+FLOAT: Mapping[type[Op], Emitter] = {
+    ops.Linear: float_gemm.linear,
+    ops.MatMul: float_gemm.matmul,
+    ops.Conv: float_windows.convolution,
+    ops.MaxPool: float_loops.pooled,
+    ops.AveragePool: float_loops.pooled,
+    ops.Attention: float_attention.attention,
+    ops.RotaryEmbedding: float_loops.turned,
+    ops.LayerNorm: float_rows.normalised,
+    ops.RMSNorm: float_rows.normalised,
+    ops.InstanceNorm: float_rows.normalised,
+    ops.Softmax: float_rows.softmax,
+    ops.LogSoftmax: float_rows.softmax,
+    ops.ReduceMean: float_loops.reduction,
+    ops.ReduceSum: float_loops.reduction,
+    ops.ReduceMax: float_loops.reduction,
+    ops.ReduceMin: float_loops.reduction,
+    ops.ReduceProd: float_loops.reduction,
+    ops.ReduceL2: float_loops.reduction,
+    ops.ReduceSumSquare: float_loops.reduction,
+    ops.ArgMax: float_loops.greatest_place,
+}
+"""Kernels of plain numbers."""
 
 
 def kernel_of(region: Region, context: Context) -> Kernel:
@@ -27,7 +54,8 @@ def kernel_of(region: Region, context: Context) -> Kernel:
             return linear(region, context)
         if node.op.group == 1:
             return convolution(region, context)
-    return PLAIN[type(node.op)](region, context)
+    kind = type(node.op)
+    return (FLOAT[kind] if kind in FLOAT else PLAIN[kind])(region, context)
 
 
 def _packable(region: Region) -> bool:

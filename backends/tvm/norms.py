@@ -9,9 +9,10 @@ import numpy as np
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, spans, times, vector
+from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, spans, times
 from planish.backends.tvm.expressions import Reader, centred, finished, shape_of, unravelled
 from planish.backends.tvm.isa import Isa, reduced
+from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.narrow import narrowed, narrows
 from planish.backends.tvm.plain import variable
 from planish.backends.tvm.regions import Region

@@ -51,8 +51,12 @@ def pointwise(region: Region, context: Context) -> Kernel:
     scope = Scope()
     epilogue = Epilogue(scope, region, context)
     shape = shape_of(region.value)
+    node = region.value.node
+    assert node is not None
+    floats = any(value.tensor.dtype.is_float for value in (*node.inputs, region.value))
+    widest = 2 * context.isa.lanes if floats else WIDEST
     with IRBuilder() as builder, T.seq_scope(), loops(shape[:-1]) as outer:
-        epilogue.write_row(outer, shape[-1]) if shape else epilogue.write(())
+        epilogue.write_row(outer, shape[-1], widest) if shape else epilogue.write(())
     return scope.finish(builder, region.result)
 
 

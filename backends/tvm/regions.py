@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planish.backends.tvm.expressions import BIJECTIONS, EXPRESSIONS, MOVEMENT, POINTWISE, RENAMING
+from planish.backends.tvm.expressions import BIJECTIONS, EXPRESSIONS, MOVING, POINTWISE, RENAMING
+from planish.backends.tvm.float_expressions import FLOAT_POINTWISE, why_not
 from planish.backends.tvm.scope import extents
 from planish.ir import dtypes, ops
 from planish.ir.errors import UnsupportedOp
@@ -47,7 +48,32 @@ class Region:
     run: int = 0
 
 
+FLOAT_REDUCTIONS: tuple[type[Op], ...] = (
+    ops.Linear,
+    ops.MatMul,
+    ops.Conv,
+    ops.Attention,
+    ops.RotaryEmbedding,
+    ops.LayerNorm,
+    ops.RMSNorm,
+    ops.InstanceNorm,
+    ops.Softmax,
+    ops.LogSoftmax,
+    ops.MaxPool,
+    ops.AveragePool,
+    ops.ReduceMean,
+    ops.ReduceSum,
+    ops.ReduceMax,
+    ops.ReduceMin,
+    ops.ReduceProd,
+    ops.ReduceL2,
+    ops.ReduceSumSquare,
+    ops.ArgMax,
+)
+"""Ops on plain numbers whose elements need many of their operands'."""
+
 REDUCTIONS: tuple[type[Op], ...] = (
+    *FLOAT_REDUCTIONS,
     ops.IntLinear,
     ops.IntMatMul,
     ops.IntConv,
@@ -73,35 +99,44 @@ def regions(graph: Graph) -> tuple[list[Region], frozenset[Value]]:
     found: list[Region] = []
     placed: set[Value] = set()
     for node in graph:
-        if isinstance(node.op, Const | ops.Return) or not node.results or node.result in absorbed:
+        if isinstance(node.op, Const | ops.Return):
             continue
-        value = node.result
-        if value in placed:
-            continue
-        if value in outputs or not _vanishes(node, fused):
-            anchor = _anchor(value, fused)
-            result, moves, run = _moved(value, anchor, outputs) if anchor is not None else (value, (), 0)
-            placed.add(result)
-            found.append(Region(value, result, moves, anchor, attentions.get(anchor) if anchor else None, run))
+        for value in node.results:
+            if value in placed or value in absorbed:
+                continue
+            if value in outputs or not _vanishes(value, fused):
+                anchor = _anchor(value, fused)
+                result, moves, run = _moved(value, anchor, outputs) if anchor is not None else (value, (), 0)
+                placed.add(result)
+                found.append(Region(value, result, moves, anchor, attentions.get(anchor) if anchor else None, run))
     return found, frozenset(region.result for region in found)
 
 
 def _check(graph: Graph) -> None:
-    known = (*EXPRESSIONS, *REDUCTIONS, Const, ops.Return)
-    missing = [node for node in graph if not isinstance(node.op, known)]
+    known = (*EXPRESSIONS, *REDUCTIONS, ops.Split, Const, ops.Return)
+    missing = {node: node.op.name for node in graph if not isinstance(node.op, known)}
+    plain = (*FLOAT_POINTWISE, *FLOAT_REDUCTIONS, ops.ConstantOfShape, ops.Range, ops.Pad)
+    for node in graph:
+        if node not in missing and isinstance(node.op, plain) and (reason := why_not(node)):
+            missing[node] = reason
+    for value in graph.outputs:
+        if value.node is None or isinstance(value.op, Const) or graph.outputs.count(value) > 1:
+            assert graph.tail is not None
+            missing[graph.tail] = "outputs that are inputs, constants or other outputs"
     if missing:
-        names = ", ".join(sorted({node.op.name for node in missing}))
         raise UnsupportedOp(
-            f"target tvm-cpu has no kernel for {names}",
-            where=str(missing[0].loc),
-            remedy="make the model integer first (--recipe integer), or take target ort-cpu",
+            f"target tvm-cpu has no kernel for {', '.join(sorted(set(missing.values())))}",
+            where=str(next(iter(missing)).loc),
+            remedy="take target ort-cpu, or a recipe that makes other ops of them",
         )
 
 
-def _vanishes(node: Node, fused: dict[Value, Value]) -> bool:
-    """True if the result is computed where it is read instead of stored. Notes what a reduction is fused with."""
-    value, kind = node.result, type(node.op)
-    if kind in MOVEMENT or (kind in RENAMING and _anchor(value, fused) is None):
+def _vanishes(value: Value, fused: dict[Value, Value]) -> bool:
+    """True if a value is computed where it is read instead of stored. Notes what a reduction is fused with."""
+    node = value.node
+    assert node is not None
+    kind = type(node.op)
+    if kind in MOVING or (kind in RENAMING and _anchor(value, fused) is None):
         return True
     reader = value.users[0] if len(value.uses) == 1 else None
     if reader is None or type(reader.op) not in (*POINTWISE, *RENAMING):
@@ -123,7 +158,7 @@ def _anchor(value: Value, fused: Mapping[Value, Value]) -> Node | None:
         return None
     if type(node.op) in REDUCTIONS:
         return node
-    if type(node.op) in MOVEMENT:
+    if type(node.op) in MOVING:
         return None
     for operand in node.inputs:
         if operand in fused:
@@ -138,7 +173,7 @@ def _moved(value: Value, anchor: Node, outputs: set[Value]) -> tuple[Value, tupl
     Also says how many elements stay next to each other then.
     """
     shape = extents(value.tensor, value.hint)
-    axis = 1 if isinstance(anchor.op, ops.IntConv) else len(shape) - 1
+    axis = 1 if isinstance(anchor.op, ops.IntConv | ops.Conv) else len(shape) - 1
     together = shape[axis] if shape else 1
     places = np.arange(math.prod(shape)).reshape(shape)
     successors = np.arange(together) * math.prod(shape[axis + 1 :])

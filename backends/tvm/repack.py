@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from planish.backends.tvm.epilogue import WIDEST, pieces, spans, vector
+from planish.backends.tvm.epilogue import WIDEST, pieces, spans
+from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.scope import Expr
 from planish.backends.tvm.tiles import Panels
 

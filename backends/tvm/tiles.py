@@ -51,7 +51,7 @@ def tiling(rows: int, columns: int, isa: Isa, product: Product | TileProduct) ->
     else:
         wide = 4 if free > 16 else 2
         vectors = next((v for v in (wide, 3) if most % v == 0 and free // v > 3), min(wide, most))
-    return _evened(rows, max(1, (free - vectors) // vectors), vectors)
+    return evened(rows, max(1, (free - vectors) // vectors), vectors)
 
 
 def tilings(rows: int, columns: int, isa: Isa, product: Product | TileProduct) -> list[Tiling]:
@@ -63,7 +63,7 @@ def tilings(rows: int, columns: int, isa: Isa, product: Product | TileProduct) -
             found += [_blocked(rows, amx.BLOCK, vectors)] if vectors in (2, 4) else []
             continue
         highest = (_free(isa, product) - vectors) // vectors
-        found += [_evened(rows, height, vectors) for height in {highest, max(1, highest // 2)} if height > 0]
+        found += [evened(rows, height, vectors) for height in {highest, max(1, highest // 2)} if height > 0]
     ordered = [replace(plan, rows_first=rows_first) for plan in found for rows_first in (False, True)]
     return list(dict.fromkeys(plan for plan in ordered if plan.blocks > 1 or not plan.rows_first))
 
@@ -79,8 +79,8 @@ def _blocked(rows: int, height: int, vectors: int) -> Tiling:
     return Tiling(tuple(span for span in ((whole, height), (int(rest > 0), rest)) if span[0]), vectors)
 
 
-def _evened(rows: int, highest: int, vectors: int) -> Tiling:
-    """Blocks of almost equal heights."""
+def evened(rows: int, highest: int, vectors: int) -> Tiling:
+    """Blocks of almost equal heights, up to `highest`."""
     blocks = -(-rows // highest)
     height = -(-rows // blocks)
     taller = rows - blocks * (height - 1)
