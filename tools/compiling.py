@@ -326,7 +326,9 @@ def single_sample(feed: Feeds, inputs: Mapping[str, InputSpec]) -> Feeds:
 
 def _mismatch(job: Job, artifact: Path, feeds: CalibrationSet, verification: Verification) -> MismatchError:
     worst = next(feed for i, feed in enumerate(feeds) if i == verification.worst_feed)
-    place = first_divergence(job.source, artifact, worst, tolerance=verification.tolerance)
+    place = None  # machine code has no values inside to look at
+    if not job.target.compiled:
+        place = first_divergence(job.source, artifact, worst, tolerance=verification.tolerance)
     return MismatchError(
         f"the artifact computes something else than the original: {agreement(verification)}",
         where=str(place) if place else "",

@@ -160,7 +160,7 @@ class Epilogue:
             factor = T.Broadcast(multiplier, width) if quant.axis is None else channels[every]
             halves = T.Broadcast(half, width // 2)
             T.buffer_store(found, times(codes[every], factor, (halves, halves), shift, width), [every])
-        lane_at = lane_of(at)
+        lane_at = lane_of(lambda lane: broadcast(at(lane), shape_of(value)))
         self.rescaled[node, position] = lambda index: found[lane_at(index)]
 
     def _staged(self, value: Value) -> list[Node]:

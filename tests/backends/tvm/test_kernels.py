@@ -190,6 +190,16 @@ def test_pointwise_ops_and_movement(isa):
     assert_exact(graph, feeds, isa)
 
 
+@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("shape", [(1, 5, 96), (5, 96), (3, 1, 96), (3, 5, 1)])
+def test_operands_that_broadcast_are_added_to_every_sample(isa, shape):
+    def build(x, y):
+        return ops.IntAdd(0.2, 0, dtypes.i16)(ops.Requantize(0.1, -7, dtypes.i16)(x), y)
+
+    graph, feeds = graph_of(coded(dtypes.i16, 3, 5, 96, scale=0.1), coded(dtypes.i16, *shape, scale=0.3), build=build)
+    assert_exact(graph, feeds, isa)
+
+
 # other machines
 
 
