@@ -17,6 +17,7 @@ from planish.backends.tvm.float_expressions import FLOAT_POINTWISE
 from planish.backends.tvm.float_math import is_nan
 from planish.backends.tvm.moves import MOVES, part
 from planish.backends.tvm.scope import Expr, Index, Scope, extents
+from planish.backends.tvm.shift_gelu import shift_gelu
 from planish.ir import ops
 from planish.ir.graph import Node, Value
 from planish.ir.op import Op, constant
@@ -274,6 +275,7 @@ POINTWISE: Mapping[type[Op], Expression] = {
     ops.IntAdd: int_add,
     ops.IntTable: int_table,
     ops.IntMul: int_mul,
+    ops.ShiftGelu: shift_gelu,
     ops.Quantize: quantize,
     ops.Dequantize: dequantize,
     **FLOAT_POINTWISE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from planish.backends.tvm import float_attention, float_gemm, float_loops, float_rows, float_windows
+from planish.backends.tvm import float_attention, float_gemm, float_loops, float_rows, float_windows, shifts
 from planish.backends.tvm.attention import attention
 from planish.backends.tvm.epilogue import Context
 from planish.backends.tvm.gemm import convolution, linear
@@ -39,6 +39,15 @@ FLOAT: Mapping[type[Op], Emitter] = {
 }
 """Kernels of plain numbers."""
 
+SHIFTS: Mapping[type[Op], Emitter] = {
+    ops.IntSoftmax: shifts.softmax,
+    ops.Shiftmax: shifts.softmax,
+    ops.ShiftLayerNorm: shifts.layer_norm,
+}
+"""Kernels of the profile `ivit`."""
+
+_KERNELS: Mapping[type[Op], Emitter] = {**FLOAT, **PLAIN, **SHIFTS}
+
 
 def kernel_of(region: Region, context: Context) -> Kernel:
     """The kernel of a region."""
@@ -54,8 +63,7 @@ def kernel_of(region: Region, context: Context) -> Kernel:
             return linear(region, context)
         if node.op.group == 1:
             return convolution(region, context)
-    kind = type(node.op)
-    return (FLOAT[kind] if kind in FLOAT else PLAIN[kind])(region, context)
+    return _KERNELS[type(node.op)](region, context)
 
 
 def _packable(region: Region) -> bool:

@@ -82,6 +82,9 @@ REDUCTIONS: tuple[type[Op], ...] = (
     ops.IntRMSNorm,
     ops.IntExp,
     ops.IntWeightedMean,
+    ops.IntSoftmax,
+    ops.Shiftmax,
+    ops.ShiftLayerNorm,
     ops.Concat,
 )
 

@@ -180,8 +180,10 @@ def run_bench(
     from planish.backends.targets import target_named
     from planish.frontend import load
     from planish.frontend.calibration import open_calibration
+    from planish.passes.base import Context
     from planish.tools.bench.contenders import contender_named
     from planish.tools.bench.quality import quality_of
+    from planish.tools.buckets import variants_of
     from planish.tools.compiling import CALIBRATION_BATCH, VERIFY_BATCH, input_specs, optimize, single_sample
     from planish.tools.measure import measure_models
     from planish.tools.writing import write_for
@@ -218,14 +220,15 @@ def run_bench(
     kernels: list[dict[str, Any]] = []
     if chosen_target.compiled:
         peak = measured_peak(chosen_target.isa)
+        sized = variants_of(optimized, chosen_target.buckets, Context(target=target))[0].graph
         work = {
-            "gops_of_a_run": sum(2 * products(node) for node in optimized) / 1e9,
+            "gops_of_a_run": sum(2 * products(node) for node in sized) / 1e9,
             "integer_peak_gops": peak.integer / 1e9,
             "float_peak_gops": peak.floating and peak.floating / 1e9,
             "tile_peak_gops": peak.tiles and peak.tiles / 1e9,
         }
         if profile:
-            kernels = kernel_rows(optimized, chosen_target.isa, peak)
+            kernels = kernel_rows(sized, chosen_target.isa, peak)
     return {
         **runs[0],
         "runs": runs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -69,9 +70,8 @@ def _quantized(model: Any, data: CalibrationSet) -> Any:
     logging.getLogger("nncf").setLevel(logging.ERROR)
     import nncf
 
-    samples = [
-        {name: array[:1] for name, array in feed.items()} for feed, _ in zip(data, range(_SAMPLES), strict=False)
-    ]
+    every = ({n: a[i : i + 1] for n, a in feed.items()} for feed in data for i in range(len(next(iter(feed.values())))))
+    samples = list(itertools.islice(every, _SAMPLES))
     return nncf.quantize(
         model,
         nncf.Dataset(samples),

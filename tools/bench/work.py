@@ -11,14 +11,18 @@ from rich.table import Table
 from planish.ir import ops
 from planish.ir.graph import Graph, Node, Value
 
+_SUMS = (ops.IntLinear, ops.IntMatMul, ops.IntConv, ops.IntWeightedMean, ops.Linear, ops.MatMul, ops.Conv)
+
 
 def products(node: Node) -> int:
-    """Multiply-accumulates of one integer node, 0 for ops that aren't sums of products."""
-    if not isinstance(node.op, ops.IntLinear | ops.IntMatMul | ops.IntConv | ops.IntWeightedMean):
+    """Multiply-accumulates of one node, 0 for ops that aren't sums of products."""
+    if not isinstance(node.op, (*_SUMS, ops.Attention)):
         return 0
     first, second = (tuple(int(d) for d in value.tensor.dims) for value in node.inputs[:2])
-    depth = math.prod(second[1:]) if isinstance(node.op, ops.IntConv) else first[-1]
-    return math.prod(int(d) for d in node.result.tensor.dims) * depth
+    count = math.prod(int(d) for d in node.result.tensor.dims)
+    if isinstance(node.op, ops.Attention):  # of the queries by the keys, and of the weights by the values
+        return math.prod(first) * second[-2] + count * second[-2]
+    return count * (math.prod(second[1:]) if isinstance(node.op, ops.IntConv | ops.Conv) else first[-1])
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,8 @@ def measured_peak(isa_name: str) -> Peak:
 def kernel_rows(graph: Graph, isa_name: str, peak: Peak) -> list[dict[str, Any]]:
     """Kernels of a compiled graph by the time that all their calls take, the longest first, on one thread.
 
-    microseconds: of one call. gops, of_peak: operations per second (1e9), and their share of the peak in vectors.
+    microseconds: of one call. gops, of_peak: operations per second (1e9), and their share of the peak in vectors, of
+    integers or of floats as the result is.
     """
     import tvm_ffi
 
@@ -50,7 +55,7 @@ def kernel_rows(graph: Graph, isa_name: str, peak: Peak) -> list[dict[str, Any]]
     from planish.backends.tvm.isa import isa_named
     from planish.backends.tvm.profile import profile
     from planish.backends.tvm.program import lower
-    from planish.backends.tvm.regions import regions
+    from planish.backends.tvm.regions import FLOAT_REDUCTIONS, regions
 
     isa = isa_named(isa_name)
     tvm_ffi.get_global_func("runtime.config_threadpool")(1, 1)
@@ -66,17 +71,18 @@ def kernel_rows(graph: Graph, isa_name: str, peak: Peak) -> list[dict[str, Any]]
         row["calls"] += 1
         row["seconds"] += timing.seconds
         row["products"] += sum(products(node) for node in nodes if node is not None)
+        row["float"] = region.anchor is not None and isinstance(region.anchor.op, FLOAT_REDUCTIONS)
     whole = sum(row["seconds"] for row in rows.values())
     found = []
     for row in sorted(rows.values(), key=lambda row: -row["seconds"]):
-        rate = 2 * row["products"] / row["seconds"]
+        rate, most = 2 * row["products"] / row["seconds"], peak.floating if row["float"] else peak.integer
         found.append(
             {
                 **{key: row[key] for key in ("kernel", "op", "result", "calls")},
                 "microseconds": round(1e6 * row["seconds"] / row["calls"], 1),
                 "share": round(row["seconds"] / whole, 4),
                 "gops": round(rate / 1e9, 1) if row["products"] else None,
-                "of_peak": round(rate / peak.integer, 3) if row["products"] else None,
+                "of_peak": round(rate / most, 3) if row["products"] and most else None,
             }
         )
     return found
@@ -99,7 +105,7 @@ def kernel_table(rows: list[dict[str, Any]]) -> Table:
     for name in ("calls", "us each", "share", "GOPS", "% peak"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        rate = ("", "") if row["gops"] is None else (f"{row['gops']:.0f}", f"{100 * row['of_peak']:.0f}")
+        rate = ("", "") if row["of_peak"] is None else (f"{row['gops']:.0f}", f"{100 * row['of_peak']:.0f}")
         table.add_row(
             row["op"], row["result"], str(row["calls"]), f"{row['microseconds']:.0f}", f"{100 * row['share']:.1f} %",
             *rate,

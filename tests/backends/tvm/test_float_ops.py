@@ -163,7 +163,7 @@ def test_every_op_has_a_kernel_or_is_a_known_gap():
     """A new op must be given a kernel, or be named here."""
     gaps = {
         ops.Opaque,  # what planish doesn't understand
-        ops.IntLinearDequantize, ops.IntSoftmax, ops.ShiftGelu, ops.ShiftLayerNorm, ops.Shiftmax,
+        ops.IntLinearDequantize,  # the island form for ONNX Runtime
     }  # fmt: skip
     made = {*EXPRESSIONS, *REDUCTIONS, ops.Split, ops.Const, ops.Return}
     assert set(OPS.values()) - made == gaps

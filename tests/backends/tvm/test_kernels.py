@@ -190,6 +190,43 @@ def test_pointwise_ops_and_movement(isa):
     assert_exact(graph, feeds, isa)
 
 
+# by shifts
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("dtype", [dtypes.i8, dtypes.i16])
+def test_gelu_by_shifts(isa, dtype):
+    scale = 0.02 if dtype is dtypes.i8 else 0.0005
+    graph, feeds = graph_of(coded(dtype, 7, 65, scale=scale), build=lambda x: ops.ShiftGelu()(x))
+    feeds["x0"][0, :3] = (dtype.min, dtype.max, 0)
+    assert_exact(graph, feeds, isa)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize("op", [ops.Shiftmax(16), ops.Shiftmax(8), ops.IntSoftmax(), ops.IntSoftmax(32767, dtypes.u16)])
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 1), (3, 17), (5, 197)])
+def test_softmax_by_shifts_and_by_table(isa, op, rows, tokens):
+    graph, feeds = graph_of(coded(dtypes.i16, 2, rows, tokens, scale=0.01, zero=3), build=lambda x: op(x))
+    feeds["x0"] //= 37
+    feeds["x0"][0, 0] = 5  # a flat row
+    assert_exact(graph, feeds, isa)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize(("rows", "channels"), [(5, 1), (3, 7), (4, 96), (2, 385)])
+def test_layer_normalisation_by_shifts(isa, rows, channels):
+    unit = np.sqrt(channels) / 2**30
+    gamma = Data(RNG.integers(-(2**20), 2**20, channels).astype(np.int32), Quant((0.02 / 2**32 / unit,), 0))
+    beta = Data(RNG.integers(-(2**40), 2**40, channels), Quant((0.02 / 2**32,), 0))
+
+    def build(x):
+        return ops.ShiftLayerNorm(0.02, 121, dtypes.u8)(x, gamma, beta)
+
+    graph, feeds = graph_of(coded(dtypes.i16, 1, rows, channels, scale=1e-4, zero=9), build=build)
+    feeds["x0"][0, 0] = -77  # a row of one value
+    assert_exact(graph, feeds, isa)
+
+
 @pytest.mark.parametrize("isa", RUNNABLE)
 @pytest.mark.parametrize("shape", [(1, 5, 96), (5, 96), (3, 1, 96), (3, 5, 1)])
 def test_operands_that_broadcast_are_added_to_every_sample(isa, shape):
