@@ -57,6 +57,7 @@ def describe(outcome: Outcome, folder: Path, graph: Graph) -> manifests.Manifest
         pipeline=str(job.pipeline),
         target=job.target.name,
         opset=dict(graph.opsets) if outcome.written.opset is None else {**graph.opsets, "": outcome.written.opset},
+        compiled=None if outcome.written.compiled is None else manifests.CompiledEntry(**outcome.written.compiled),
         inputs=tuple(entry(v.hint, v.type) for v in graph.inputs),
         outputs=tuple(entry(n, v.type) for n, v in zip(names, graph.outputs, strict=True)),
         passes=tuple(passes),

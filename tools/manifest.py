@@ -66,6 +66,18 @@ class CalibrationEntry(_Record):
     digest: str
 
 
+class CompiledEntry(_Record):
+    """Machine code: its instruction set, the sizes of varying dimensions that it was made for, and measured tilings.
+
+    batch: the dimension along which any number of samples runs in pieces.
+    """
+
+    isa: str
+    sizes: tuple[dict[str, int], ...]
+    batch: str | None
+    tilings: dict[str, Any]
+
+
 class Manifest(_Record):
     """Everything that is reproducible about an artifact."""
 
@@ -77,6 +89,7 @@ class Manifest(_Record):
     pipeline: str
     target: str
     opset: dict[str, int]
+    compiled: CompiledEntry | None = None
     inputs: tuple[ValueEntry, ...]
     outputs: tuple[ValueEntry, ...]
     passes: tuple[PassEntry, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from planish.backends.onnx.writer import write
 from planish.backends.targets import Target
@@ -21,7 +22,8 @@ from planish.tools.sessions import MODEL_FILE
 class Written:
     """What was written. model: what to open. files: all that counts as the model, TVM's runtime doesn't.
 
-    opset: of an ONNX file, None for machine code. note: how the form was chosen.
+    opset: of an ONNX file, None for machine code. note: how the form was chosen. compiled: what the manifest says of
+    machine code.
     """
 
     model: Path
@@ -29,6 +31,7 @@ class Written:
     ops: Mapping[str, int]
     opset: int | None
     note: str
+    compiled: dict[str, Any] | None = None
 
 
 def write_for(
@@ -73,4 +76,6 @@ def write_for(
         note += f", for {sizes}" + (f" (any {batch} runs in pieces)" if batch else "")
     if target.tune:
         note += f", {len(schedule.measured)} tilings measured"
-    return Written(folder, files, library.ops, None, note)
+    sizes = tuple(dict(variant.sizes) for variant in variants)
+    compiled = {"isa": isa.name, "sizes": sizes, "batch": batch, "tilings": schedule.to_dict()}
+    return Written(folder, files, library.ops, None, note, compiled)

@@ -8,6 +8,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -44,6 +45,10 @@ def bench(
     profile: Annotated[
         bool, typer.Option("--profile", help="Also time each kernel of a compiled artifact (target tvm-cpu).")
     ] = False,
+    isa: Annotated[
+        str,
+        typer.Option(help="Target tvm-cpu: instruction set to use. Default: the best of this CPU.", show_default=False),
+    ] = "",
     calib: Annotated[
         Optional[str],
         typer.Option(
@@ -69,7 +74,7 @@ def bench(
     with reported(debug):
         result = run_bench(
             model_file(model), recipe, target, against.split(","), thread_counts(threads), calib, seconds, seed,
-            evaluate_with, profile=profile,
+            evaluate_with, profile=profile, isa=isa,
         )  # fmt: skip
         if as_json:
             print(json.dumps({"model": model, **result}, indent=2, sort_keys=True))
@@ -170,12 +175,13 @@ def run_bench(
     evaluate_with: str | None = None,
     *,
     profile: bool = False,
+    isa: str = "",
 ) -> dict[str, Any]:
     """Prepare the artifact and every contender, time them in turns. A contender that fails is reported, not raised.
 
     threads: counts to measure with, 0 for all cores; figures of the first are on top, those of each under `runs`.
     evaluate_with: data to compare every file's first output with the model's on; figures under `quality`, else empty.
-    profile: time the kernels of a compiled artifact too, under `kernels`.
+    profile: time the kernels of a compiled artifact too, under `kernels`. isa: to compile for, "" for the best here.
     """
     from planish.backends.targets import target_named
     from planish.frontend import load
@@ -189,7 +195,7 @@ def run_bench(
     from planish.tools.writing import write_for
 
     chosen = {name: contender_named(name) for name in against}
-    chosen_target = target_named(target)
+    chosen_target = replace(target_named(target), isa=isa)
     graph = load(model)
     inputs = input_specs(graph)
     data = open_calibration(calib or "random:1", inputs, seed=seed, batch=CALIBRATION_BATCH)
