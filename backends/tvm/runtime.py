@@ -8,6 +8,7 @@ import os
 import platform
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from planish.ir.errors import CalibrationError, FrontendError, UnsupportedOp
 LIBRARY, CONSTANTS, DESCRIPTION, RUNTIME = "model.so", "constants.bin", "library.json", "libtvm_runtime.so"
 FORMAT = 2
 _ALIGNMENT = 64  # bytes; compiled code relies on it
+_MOST_PLANS = 256  # that a loaded model keeps
 _SHARE_CORES = -3  # TVM's mode in which no thread is bound to one of the cores
 
 
@@ -51,6 +53,7 @@ class Library:
             raise FrontendError(f"can't load it: {error}", where=str(folder / LIBRARY), remedy=_AGAIN) from error
         constants = np.memmap(folder / CONSTANTS, np.uint8, "c")  # pages in common to all processes: nobody writes
         shared = [np.asarray(constants), aligned((description["arena"],), "uint8")]
+        self._plans: dict[Any, _Plan] = {}
         self._batch: str | None = description["batch"]
         self._sizes: list[Sizes] = [entry["sizes"] for entry in description["entries"]]
         self._entries = [
@@ -68,24 +71,41 @@ class Library:
         if set(feeds) != names:
             raise CalibrationError(f"inputs are {', '.join(sorted(feeds))}", remedy=f"feed {', '.join(sorted(names))}")
         arrays = {name: np.asarray(array) for name, array in feeds.items()}
-        sizes = sizes_of(self.inputs, arrays)
-        wanted = [port for port in self.outputs if outputs is None or port.name in outputs]
-        results = {port.name: np.empty(port.at(sizes), port.dtype) for port in wanted}
+        plan = self._planned(arrays)
+        wanted = self.outputs if outputs is None else [port for port in self.outputs if port.name in outputs]
+        results = {port.name: np.empty(plan.shapes[port.name], port.dtype) for port in wanted}
         with self._lock:
             self._start_threads()
-            if self._batch is None:
-                self._entries[fitting(self._sizes, sizes, None)](arrays, results)
-                return results
-            done, count = 0, sizes[self._batch]
-            while done < count:
-                chosen = fitting(self._sizes, {**sizes, self._batch: count - done}, self._batch)
-                piece = slice(done, min(count, done + self._sizes[chosen][self._batch]))
-                self._entries[chosen](
-                    {name: array[piece] for name, array in arrays.items()},
-                    {name: array[piece] for name, array in results.items()},
-                )
-                done = piece.stop
+            for entry, piece in plan.pieces:
+                if piece is None:
+                    entry(arrays, results)
+                else:
+                    entry(
+                        {name: array[piece] for name, array in arrays.items()},
+                        {name: array[piece] for name, array in results.items()},
+                    )
         return results
+
+    def _planned(self, arrays: Mapping[str, np.ndarray]) -> _Plan:
+        """How feeds of these shapes run; kept, since working it out takes as long as a small kernel."""
+        key = tuple((arrays[port.name].shape, arrays[port.name].dtype) for port in self.inputs)
+        plan = self._plans.get(key)
+        if plan is None:
+            sizes = sizes_of(self.inputs, arrays)
+            pieces: list[tuple[_Entry, slice | None]] = []
+            if self._batch is None:
+                pieces.append((self._entries[fitting(self._sizes, sizes, None)], None))
+            else:
+                done, count = 0, sizes[self._batch]
+                while done < count:
+                    chosen = fitting(self._sizes, {**sizes, self._batch: count - done}, self._batch)
+                    stop = min(count, done + self._sizes[chosen][self._batch])
+                    pieces.append((self._entries[chosen], slice(done, stop) if stop - done < count else None))
+                    done = stop
+            plan = _Plan({port.name: port.at(sizes) for port in self.outputs}, tuple(pieces))
+            if len(self._plans) < _MOST_PLANS:
+                self._plans[key] = plan
+        return plan
 
     def _start_threads(self) -> None:
         """Set up TVM's pool for the calling thread, which has one of its own; by itself TVM takes half of the cores."""
@@ -95,6 +115,14 @@ class Library:
         count = self.threads or len(cores)
         self._configure(_SHARE_CORES, count, [str(cores[i % len(cores)]) for i in range(count)])
         self._started.done = True
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How feeds of one size run: shapes of the outputs, and the entries with their parts of the batch, None for all."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    pieces: tuple[tuple[_Entry, slice | None], ...]
 
 
 class _Entry:
