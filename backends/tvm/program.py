@@ -164,7 +164,9 @@ class _Assembly:
                 return T.address_of(room[entry.arena.offsets[argument]])
 
             if self.isa.tiles:
-                T.evaluate(T.call_extern("int64", "syscall", *(T.int64(number) for number in ASK_FOR_TILES)))
+                answer = T.call_extern("int64", "syscall", *(T.int64(number) for number in ASK_FOR_TILES))
+                with T.Assert(tirx.EQ(answer, T.int64(0)), "this system grants no AMX tiles"):
+                    pass
             for step in steps:
                 call = entry.calls[step]
                 pointers = [pointer(a, offset) for a, offset in zip(call.kernel.arguments, call.offsets, strict=True)]

@@ -261,3 +261,12 @@ def test_the_best_instruction_set_of_a_cpu_is_chosen_by_its_flags():
     assert host_isa(sorted(ISAS["avx2"].features)).name == "avx2"
     assert host_isa(sorted(ISAS["avx-vnni"].features)).name == "avx-vnni"
     assert host_isa(sorted(ISAS["avx512-vbmi"].features)).name == "avx512-vbmi"
+    assert host_isa(sorted(ISAS["amx-int8"].features)).name == "amx-int8"
+
+
+def test_code_for_tiles_uses_them_and_asks_for_them_first():
+    graph, _ = graph_of(coded(dtypes.u8, 9, 24), build=lambda x: ops.Requantize(0.07, 3, dtypes.u8)(linear(x, 24, 16)))
+    text = assembly(lower(graph, ISAS["amx-int8"]), ISAS["amx-int8"].target())
+    assert "tdpbusd" in text
+    assert text.count("syscall@") >= 1
+    assert "tdpbusd" not in assembly(lower(graph, ISAS["avx512-vbmi"]), ISAS["avx512-vbmi"].target())
