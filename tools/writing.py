@@ -76,6 +76,6 @@ def write_for(
         note += f", for {sizes}" + (f" (any {batch} runs in pieces)" if batch else "")
     if target.tune:
         note += f", {len(schedule.measured)} tilings measured"
-    sizes = tuple(dict(variant.sizes) for variant in variants)
-    compiled = {"isa": isa.name, "sizes": sizes, "batch": batch, "tilings": schedule.to_dict()}
+    made_for = tuple(dict(variant.sizes) for variant in variants)
+    compiled = {"isa": isa.name, "sizes": made_for, "batch": batch, "tilings": schedule.to_dict()}
     return Written(folder, files, library.ops, None, note, compiled)

@@ -15,6 +15,7 @@ from planish.backends.tvm.float_tiles import Matrix, Panels, pack, tile, tiling
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.scope import SPARE, Expr, Index, Kernel, Scope
+from planish.backends.tvm.tiles import in_block
 from planish.ir import ops
 from planish.ir.graph import Value
 from planish.ir.op import constant
@@ -159,17 +160,8 @@ def emit_product(
         part, rest = split(task, product.parts, wide * plan.blocks)
         column, strip = split(rest, wide, plan.blocks)
 
-        def columns_of(row: Expr, height: int) -> None:
-            last = product.columns - (wide - 1) * width
-            either(last < width and wide > 1, column < wide - 1,
-                   lambda: body(part, column, row, height, width if wide > 1 else last),
-                   lambda: body(part, column, row, height, last))  # fmt: skip
-
-        (count, height), (_, low) = plan.spans[0], plan.spans[-1]
-        either(
-            len(plan.spans) > 1, strip < count,
-            lambda: columns_of(strip * height, height),
-            lambda: columns_of((strip - count) * low + count * height, low),
+        in_block(
+            plan, strip, column, product.columns, width, lambda row, h, used: body(part, column, row, h, used)
         )  # fmt: skip
 
 
@@ -215,15 +207,3 @@ def is_spared(value: Value) -> bool:
 def split(number: Expr, outer: int, inner: int) -> tuple[Expr, Expr]:
     """Indices of two nested loops of those extents from the number of the step."""
     return (0 if outer == 1 else T.floordiv(number, inner)), (0 if inner == 1 else T.floormod(number, inner))
-
-
-def either(both: bool, condition: Expr, first: Callable[[], None], second: Callable[[], None]) -> None:
-    """One or the other at run time, if both can be."""
-    if not both:
-        first()
-        return
-    with T.If(condition):
-        with T.Then():
-            first()
-        with T.Else():
-            second()

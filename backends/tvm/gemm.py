@@ -16,7 +16,7 @@ from planish.backends.tvm.isa import Product, TileProduct
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.regions import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
-from planish.backends.tvm.tiles import Panels, Rows, Start, multiply, pack, shared_out
+from planish.backends.tvm.tiles import Panels, Rows, Start, in_block, multiply, pack, shared_out
 from planish.ir import ops
 from planish.ir.graph import Node, Value
 from planish.ir.op import constant
@@ -120,30 +120,7 @@ def _blocks(
         else:
             column, part = unravelled(task, (wide, plan.blocks))
 
-        def columns_of(row: Expr, height: int) -> None:
-            last = columns - (wide - 1) * width
-            _either(last < width and wide > 1, column < wide - 1,
-                    lambda: body(room, column, row, height, width if wide > 1 else last),
-                    lambda: body(room, column, row, height, last))  # fmt: skip
-
-        (count, height), (_, rest) = plan.spans[0], plan.spans[-1]
-        _either(
-            len(plan.spans) > 1, part < count,
-            lambda: columns_of(part * height, height),
-            lambda: columns_of((part - count) * rest + count * height, rest),
-        )  # fmt: skip
-
-
-def _either(both: bool, condition: Expr, first: Callable[[], None], second: Callable[[], None]) -> None:
-    """One or the other at run time, if both can be."""
-    if not both:
-        first()
-        return
-    with T.If(condition):
-        with T.Then():
-            first()
-        with T.Else():
-            second()
+        in_block(plan, part, column, columns, width, lambda row, h, used: body(room, column, row, h, used))
 
 
 def _finish(

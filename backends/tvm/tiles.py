@@ -88,6 +88,41 @@ def evened(rows: int, highest: int, vectors: int) -> Tiling:
     return Tiling(tuple(span for span in spans if span[0]), vectors)
 
 
+def in_block(
+    plan: Tiling, part: Expr, column: Expr, columns: int, width: int, body: Callable[[Expr, int, int], None]
+) -> None:
+    """Run `body` for one block of a product, with its first row, its height and the columns that it has.
+
+    part, column: numbers of the block along the rows and along the columns; width: of a block, in columns.
+    """
+    wide = -(-columns // width)
+    last = columns - (wide - 1) * width
+
+    def columns_of(row: Expr, height: int) -> None:
+        _either(last < width and wide > 1, column < wide - 1,
+                lambda: body(row, height, width if wide > 1 else last),
+                lambda: body(row, height, last))  # fmt: skip
+
+    (count, height), (_, rest) = plan.spans[0], plan.spans[-1]
+    _either(
+        len(plan.spans) > 1, part < count,
+        lambda: columns_of(part * height, height),
+        lambda: columns_of((part - count) * rest + count * height, rest),
+    )  # fmt: skip
+
+
+def _either(both: bool, condition: Expr, first: Callable[[], None], second: Callable[[], None]) -> None:
+    """One or the other at run time, if both can be."""
+    if not both:
+        first()
+        return
+    with T.If(condition):
+        with T.Then():
+            first()
+        with T.Else():
+            second()
+
+
 def pack(weights: np.ndarray, vectors: int, isa: Isa, product: Product | TileProduct) -> np.ndarray:
     """int8 [K, N] as flat [N / W][K / g][W * g], W = vectors * lanes, g the product's group; zeros where N, K end."""
     width, group = vectors * isa.lanes, product.group
