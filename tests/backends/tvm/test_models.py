@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from planish.backends.tvm.build import Executable
 from planish.backends.tvm.program import lower
 from planish.ir import dtypes, ops
 from planish.ir.errors import CalibrationError, UnsupportedOp
-from planish.tools.compiling import optimize
-from tests.backends.tvm.graphs import coded, graph_of
+from planish.passes.base import Pipeline
+from planish.passes.integer import Integerize
+from planish.tools.compiling import optimize, resolve_pipeline
+from tests.backends.tvm.graphs import coded, graph_of, weights
 from tests.backends.tvm.running import HOST, assert_same_run, name_values, runnable_isas
 
 ZOO = Path(__file__).parents[3] / "tools" / "zoo"
@@ -20,17 +23,24 @@ CALIBRATION = ZOO / "fashion_vit" / "calibration.npz"
 IMAGES = np.load(ZOO / "fashion_vit" / "test.npz")["images"]
 
 
-def integer_graph(name):
+def integer_graph(name, profile="table"):
+    steps = (
+        replace(step, profile=profile) if isinstance(step, Integerize) else step
+        for step in resolve_pipeline("integer").steps
+    )
     graph = optimize(
-        ZOO / name / "model.onnx", "integer", shapes={"images": (1, 1, 28, 28)}, calibration=str(CALIBRATION)
+        ZOO / name / "model.onnx",
+        Pipeline(*steps),
+        shapes={"images": (1, 1, 28, 28)},
+        calibration=str(CALIBRATION),
     )
     name_values(graph)
     return graph
 
 
-@pytest.fixture(scope="module", params=["fashion_vit", "fashion_cnn"])
+@pytest.fixture(scope="module", params=[("fashion_vit", "table"), ("fashion_vit", "ivit"), ("fashion_cnn", "table")])
 def graph(request):
-    return integer_graph(request.param)
+    return integer_graph(*request.param)
 
 
 def test_every_stored_value_has_the_references_bits(graph):
@@ -66,6 +76,6 @@ def test_inputs_are_checked(graph):
 
 
 def test_ops_without_a_kernel_are_refused_by_name():
-    graph, _ = graph_of(coded(dtypes.i16, 3, 8, scale=0.01), build=lambda x: ops.IntSoftmax()(x))
-    with pytest.raises(UnsupportedOp, match=r"no kernel for IntSoftmax"):
+    graph, _ = graph_of(coded(dtypes.u8, 3, 8), build=lambda x: ops.IntLinearDequantize()(x, weights(8, 5)))
+    with pytest.raises(UnsupportedOp, match=r"no kernel for IntLinearDequantize"):
         lower(graph, HOST)
