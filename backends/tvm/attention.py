@@ -43,7 +43,7 @@ class _Attention:
         assert isinstance(found.exponential.op, ops.IntExp)
         assert isinstance(found.mean.op, ops.IntWeightedMean)
         self.region, self.context, self.isa, self.scope = region, context, context.isa, Scope()
-        self.product_node, self.exp_node = found.product, found.exponential
+        self.product_node = found.product
         self.exp, self.bits = found.exponential.op, found.mean.op.bits
         (self.queries, self.keys), self.values = found.product.inputs, found.mean.inputs[1]
         self.logits, *self.keep = found.exponential.inputs

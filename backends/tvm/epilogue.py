@@ -90,7 +90,6 @@ class Epilogue:
         codes = T.alloc_buffer((lanes,), "uint8", scope="global")
         low = table.inputs[0].tensor.dtype.min
         with vector(lanes) as lane:
-            self.lane = lane
             place = T.cast(self.reader.at(table.inputs[0], at(lane)), "int32") - low
             T.buffer_store(codes, T.cast(place, "uint8"), [lane])
         entries = self.scope.value(table.inputs[1])
