@@ -157,8 +157,7 @@ def emit_product(
                 Epilogue(scope, region, context, reduced).write_lanes(at, count)
 
     with T.parallel(0, product.parts * wide * plan.blocks) as task:
-        part, rest = split(task, product.parts, wide * plan.blocks)
-        column, strip = split(rest, wide, plan.blocks)
+        part, column, strip = unravelled(task, (product.parts, wide, plan.blocks))
 
         in_block(
             plan, strip, column, product.columns, width, lambda row, h, used: body(part, column, row, h, used)
@@ -202,8 +201,3 @@ def contiguous(value: Value, stored: frozenset[Value]) -> Value | None:
 def is_spared(value: Value) -> bool:
     """True if vectors may reach beyond the end of a stored value: it lies in the arena."""
     return value.node is not None and not any(isinstance(user.op, ops.Return) for user in value.users)
-
-
-def split(number: Expr, outer: int, inner: int) -> tuple[Expr, Expr]:
-    """Indices of two nested loops of those extents from the number of the step."""
-    return (0 if outer == 1 else T.floordiv(number, inner)), (0 if inner == 1 else T.floormod(number, inner))

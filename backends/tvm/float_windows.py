@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.epilogue import Context, Epilogue, chunks, lane_of, pieces
 from planish.backends.tvm.expressions import Reader, shape_of, unravelled
-from planish.backends.tvm.float_gemm import SPARE_LANES, Product, emit_product, operand, split
+from planish.backends.tvm.float_gemm import SPARE_LANES, Product, emit_product, operand
 from planish.backends.tvm.float_math import real
 from planish.backends.tvm.float_rows import filled
 from planish.backends.tvm.float_tiles import Matrix, Panels, pack, tiling
@@ -210,7 +210,7 @@ def _channels_first(
     left = operand(scope, context, w, filters // group, depth, exact=True)
 
     def index(part: Expr, row: Expr, column: Expr) -> Index:
-        number, own = split(part, batch, group)
+        number, own = unravelled(part, (batch, group))
         return (number, own * (filters // group) + row, *unravelled(column, places))
 
     def column_of(where: Index) -> Expr:
@@ -221,7 +221,7 @@ def _channels_first(
 
     product = Product(
         parts, filters // group, depth, count, index, column_of,
-        lambda part: split(part, batch, group)[1], lambda part: part,
+        lambda part: unravelled(part, (batch, group))[1], lambda part: part,
     )  # fmt: skip
     emit_product(region, context, scope, product, left, columns, bias, 1)
 
@@ -244,7 +244,7 @@ def _columns(
     copy = scope.scratch((parts * depth * stride,), "float32")
     with T.parallel(0, parts * depth) as row:
         part, channel, *tap = unravelled(row, (parts, *taps))
-        number, own = split(part, parts // group, group)
+        number, own = unravelled(part, (parts // group, group))
         with ExitStack() as stack:
             outer = tuple(stack.enter_context(T.serial(0, extent)) for extent in places[:-1])
             base: Expr = 0
