@@ -14,7 +14,9 @@ from dataclasses import fields
 from planish.ir.errors import UsageError
 from planish.passes.base import Pass, Pipeline, Repeat
 from planish.passes.cleanup import CLEANUP
+from planish.passes.cleanup.hoist_slices import HoistSlices
 from planish.passes.integer import IntegerBoundary, Integerize, QuantizeProducts, SplitProjections
+from planish.passes.norms import FoldNorms
 from planish.passes.raising import OPTIONAL, RAISING
 from planish.passes.raising.projections import MergeProjections
 
@@ -24,8 +26,8 @@ cleanup = Pipeline(*(kind() for kind in CLEANUP))
 raising = Pipeline(*(kind() for kind in RAISING))
 """Recognise what exporters spelled out: norms, activations, attention, linears."""
 
-_prepared = Pipeline(Repeat(cleanup), raising, Repeat(cleanup))
-_integer = Pipeline(*_prepared.steps, SplitProjections(), Integerize(), cleanup)
+_prepared = Pipeline(Repeat(cleanup), raising, FoldNorms(), HoistSlices(), Repeat(cleanup))
+_integer = Pipeline(*_prepared.steps, SplitProjections(), HoistSlices(), Integerize(), cleanup)
 
 RECIPES: Mapping[str, tuple[str, Pipeline]] = {
     "clean": ("cleanup only: simpler, every op still as the exporter spelled it", Pipeline(Repeat(cleanup))),
@@ -52,6 +54,8 @@ PASSES: tuple[type[Pass], ...] = (
     *CLEANUP,
     *RAISING,
     *OPTIONAL,
+    FoldNorms,
+    HoistSlices,
     SplitProjections,
     Integerize,
     IntegerBoundary,

@@ -106,6 +106,10 @@ class Statistics(Mapping[Value, ValueStatistics]):
         except KeyError:
             raise CalibrationError(f"{value.hint or 'a value'} wasn't observed during calibration") from None
 
+    def rename(self, old: Value, new: Value) -> None:
+        """Keep what was observed of `old` under `new`, which stands in its place."""
+        self._by_value[new] = self._by_value.pop(old)
+
     def __iter__(self) -> Iterator[Value]:
         return iter(self._by_value)
 

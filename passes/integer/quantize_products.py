@@ -73,14 +73,22 @@ def even_out(graph: Graph, statistics: Statistics, strength: float, plan: Plan) 
         norm = value.node
         if norm is None or not all(isinstance(reader.op, ops.Linear) for reader in value.users):
             continue
-        for index, parameter in enumerate(norm.operands[1:], start=1):
-            if (data := constant(parameter)) is not None:
-                _set_constant(graph, norm, index, (data.numpy() / factor).astype(np.float32))
-        for reader in value.users:
+        parameters = [None if p is None else constant(p) for p in norm.operands[1:]]
+        if any(p is not None and data is None for p, data in zip(norm.operands[1:], parameters, strict=True)):
+            continue
+        gamma, beta = (*(None if data is None else data.numpy() for data in parameters), None, None)[:2]
+        operands = [np.asarray(1 if gamma is None else gamma) / factor] + ([] if beta is None else [beta / factor])
+        divided: Value = norm.op(norm.inputs[0], *(a.astype(value.tensor.dtype.storage) for a in operands))
+        graph.attach(divided, norm, norm.loc.made_by(QuantizeProducts.name))
+        divided.hint = value.hint
+        graph.replace(value, divided)
+        graph.erase_dead([norm])
+        statistics.rename(value, divided)
+        for reader in divided.users:
             data = constant(reader.operands[1])
             if data is not None:
                 _set_constant(graph, reader, 1, (data.numpy() * factor[:, None]).astype(np.float32))
-        plan.folded[value] = factor
+        plan.folded[divided] = factor
 
 
 def _set_constant(graph: Graph, node: Node, index: int, array: np.ndarray) -> None:

@@ -18,7 +18,10 @@ from planish.passes.rewrite import reject
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """y = factor * x + shift along one axis of n channels; both float64[n]."""
+    """y = factor * x + shift along one axis of n channels; both float64[n].
+
+    For `linear_of`, factor may be a matrix float64[n, n] too: y = x @ factor + shift.
+    """
 
     factor: np.ndarray
     shift: np.ndarray
@@ -38,10 +41,11 @@ def linear_then(affine: Affine, x: Value, w: np.ndarray, b: Value | None) -> Val
 
 
 def linear_of(affine: Affine, x: Value, w: np.ndarray, b: Value | None) -> Value:
-    """Linear(affine(x), W, b) = Linear(x, diag(a) W, b + d W)."""
+    """Linear(affine(x), W, b) = Linear(x, diag(a) W, b + d W), or A W for a matrix A."""
     affine.need_finite()
     bias = _bias(b, w.shape[1]) + affine.shift @ wide(w)
-    result: Value = Linear()(x, stored(wide(w) * affine.factor[:, None], w), _wanted(bias, b, w))
+    folded = affine.factor @ wide(w) if affine.factor.ndim == 2 else wide(w) * affine.factor[:, None]
+    result: Value = Linear()(x, stored(folded, w), _wanted(bias, b, w))
     return result
 
 
