@@ -33,8 +33,25 @@ class FeedSource(Protocol):
 
 
 PreparedTaps = Callable[[Feeds], list[np.ndarray]]
+Metric = Callable[[Mapping[str, np.ndarray], np.ndarray | None], float]
+"""Judges outputs (by name, all samples) against labels (None if there are none); higher is better."""
+
 TapEvaluator = Callable[[Graph, Sequence[Value]], PreparedTaps]
 """Prepares a graph to be run for the arrays of some of its values."""
+
+
+class Recover(Protocol):
+    """Trains weights of `student` in place until values in it are close to values in `teacher` again."""
+
+    def __call__(
+        self,
+        student: Graph,
+        teacher: Graph,
+        trainable: Sequence[Node],
+        pairs: Sequence[tuple[Value, Value]],
+        feeds: Sequence[Feeds],
+        held_out: Sequence[Feeds],
+    ) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,10 @@ class Context:
     calibration: sample inputs, a re-iterable of feeds by input name; None if the user gave none.
     evaluate_opaque: computes ops that the IR only carries; None leaves them unfolded.
     taps: runs a graph for values inside it, for calibration; None computes with numpy.
+    evaluation: other samples, to report errors on; None takes a part of the calibration samples.
+    metric: judges outputs where a pass has to keep an accuracy; None if the user asked for none.
+    recover: trains layers that a pass changed against what they were; None if the user asked for none.
+    reports: what passes found out, for reports: each appends an object of its own.
     layer_errors: where passes that quantize report the error of each layer; None if nobody wants to know.
     statistics_cache: file from which calibration statistics are read, or to which they are written.
     fold_bytes: by how many bytes constant folding may grow the model in total.
@@ -99,6 +120,10 @@ class Context:
     evaluate_opaque: OpaqueEvaluator | None = None
     taps: TapEvaluator | None = None
     statistics_cache: Path | None = None
+    evaluation: FeedSource | None = None
+    metric: Metric | None = None
+    recover: Recover | None = None
+    reports: list[object] = field(default_factory=list)
     layer_errors: list[object] | None = None
     observers: tuple[Observer, ...] = ()
     records: list[PassRecord] = field(default_factory=list)

@@ -16,7 +16,7 @@ from planish.passes.base import Pass, Pipeline, Repeat
 from planish.passes.cleanup import CLEANUP
 from planish.passes.cleanup.hoist_slices import HoistSlices
 from planish.passes.integer import IntegerBoundary, Integerize, QuantizeProducts, SplitProjections
-from planish.passes.norms import FoldNorms
+from planish.passes.norms import FoldNorms, UnifyNorms
 from planish.passes.raising import OPTIONAL, RAISING
 from planish.passes.raising.projections import MergeProjections
 
@@ -39,6 +39,10 @@ RECIPES: Mapping[str, tuple[str, Pipeline]] = {
         "default, then the whole model in integers, but for float inputs and outputs (needs --calib)",
         _integer,
     ),
+    "unify": (
+        "default, then norms replaced by calibrated linear maps that the next layers take in (needs --calib)",
+        Pipeline(*_prepared.steps, UnifyNorms(), Repeat(cleanup)),
+    ),
     "fast": (
         "default, then linear layers in 8 bits between float ops: the fastest on ONNX Runtime (needs --calib)",
         Pipeline(*_prepared.steps, MergeProjections(), QuantizeProducts(), Repeat(cleanup)),
@@ -55,6 +59,7 @@ PASSES: tuple[type[Pass], ...] = (
     *RAISING,
     *OPTIONAL,
     FoldNorms,
+    UnifyNorms,
     HoistSlices,
     SplitProjections,
     Integerize,

@@ -61,6 +61,8 @@ def conv_then(affine: Affine, op: Conv, x: Value, w: np.ndarray, b: Value | None
 def conv_of(affine: Affine, op: Conv, x: Value, w: np.ndarray, b: Value | None) -> Value:
     """Conv(affine(x), W, b) = Conv(x, W * a, b + sum of W * d); a shift needs a Conv that pads no zeros."""
     affine.need_finite()
+    if affine.factor.ndim == 2:
+        reject("a convolution takes in one factor per channel, not a matrix")
     if any(op.pads) and affine.shift.any():
         reject("the convolution pads with zeros, which are not shifted")
     filters, inputs = w.shape[:2]

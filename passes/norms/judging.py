@@ -1,0 +1,156 @@
+"""Sample inputs in three sets that have nothing in common, and how far a rewritten graph is from the original on one.
+
+Maps are fitted on the first set, chosen on the second, and reported on the third: a choice made on the samples that it
+is judged by looks many times better than it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from planish.ir.errors import CalibrationError
+from planish.ir.graph import Graph, Value
+from planish.passes.base import Context, Feeds, Metric, PreparedTaps
+
+_SHARES = {"fit": 2, "rank": 1, "report": 1}  # of the calibration feeds; without a report set of its own
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Feeds, and the labels of their samples in the same order, where known."""
+
+    feeds: Sequence[Feeds]
+    labels: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class ThreeSets:
+    fit: Samples
+    rank: Samples
+    report: Samples
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a graph is from the original: energy of the differences of its outputs over their variance, and by how
+    much the metric falls (None where there is no metric)."""
+
+    nmse: float
+    drop: float | None = None
+
+
+def three_sets(context: Context) -> ThreeSets:
+    """Calibration samples, cut into three sets; with `context.evaluation`, that is the third.
+
+    Raises CalibrationError if there are too few, or if a sample is in two sets.
+    """
+    assert context.calibration is not None
+    feeds, labels = list(context.calibration), getattr(context.calibration, "labels", None)
+    shares = dict(_SHARES)
+    if context.evaluation is not None:
+        del shares["report"]
+    wheel = [name for name, share in shares.items() for _ in range(share)]
+    if len(feeds) < len(wheel):
+        raise CalibrationError(
+            f"{len(feeds)} batches of calibration samples can't be cut into sets to fit, to choose and to report on",
+            remedy=f"give at least {8 * len(wheel)} samples with --calib",
+        )
+    of_feed = None if labels is None else _by_feed(feeds, labels)
+    sets = {}
+    for name in shares:
+        chosen = [i for i in range(len(feeds)) if wheel[i % len(wheel)] == name]
+        marks = None if of_feed is None else np.concatenate([of_feed[i] for i in chosen])
+        sets[name] = Samples([feeds[i] for i in chosen], marks)
+    if context.evaluation is not None:
+        sets["report"] = Samples(list(context.evaluation), getattr(context.evaluation, "labels", None))
+    found = ThreeSets(**sets)
+    need_disjoint(found)
+    return found
+
+
+def need_disjoint(sets: ThreeSets) -> None:
+    """Raise CalibrationError if one sample is in two of the sets."""
+    owner: dict[bytes, str] = {}
+    for name in ("fit", "rank", "report"):
+        for digest in _digests(getattr(sets, name).feeds):
+            if owner.setdefault(digest, name) != name:
+                raise CalibrationError(
+                    f"a sample is in the set to {owner[digest]} on and in the set to {name} on",
+                    remedy="give --verify-with other samples than --calib, and each sample once",
+                )
+
+
+class Judge:
+    """Measures graphs against the original on one set, whose outputs by the original are kept."""
+
+    def __init__(self, original: Graph, samples: Samples, context: Context):
+        assert context.taps is not None
+        self.samples, self.taps = samples, context.taps
+        self.names = getattr(original.tail.op, "names", ()) if original.tail is not None else ()
+        self.metric: Metric | None = context.metric
+        self.expected = self._outputs(original)
+        self.score = self._score(self.expected)
+
+    def distance(self, graph: Graph) -> Distance:
+        """How far `graph` is from the original."""
+        found = self._outputs(graph)
+        errors = [_nmse(new, old) for new, old in zip(found, self.expected, strict=True) if old.dtype.kind == "f"]
+        score = self._score(found)
+        drop = None if score is None or self.score is None else self.score - score
+        return Distance(float(np.mean(errors)) if errors else 0.0, drop)
+
+    def _outputs(self, graph: Graph) -> list[np.ndarray]:
+        """The outputs on all feeds, each joined along axis 0."""
+        run = self.taps(graph, list(graph.outputs))
+        parts = [run(feed) for feed in self.samples.feeds]
+        return [_joined([np.atleast_1d(part[i]) for part in parts]) for i in range(len(graph.outputs))]
+
+    def _score(self, outputs: list[np.ndarray]) -> float | None:
+        if self.metric is None:
+            return None
+        return self.metric(dict(zip(self.names, outputs, strict=True)), self.samples.labels)
+
+
+def tapped(context: Context, graph: Graph, values: Sequence[Value]) -> PreparedTaps:
+    """The graph, prepared to be run for some of its values."""
+    assert context.taps is not None
+    return context.taps(graph, values)
+
+
+def _nmse(new: np.ndarray, old: np.ndarray) -> float:
+    new, old = new.astype(np.float64), old.astype(np.float64)
+    if not np.isfinite(new).all():
+        return float("inf")
+    variance = float(np.mean((old - old.mean(axis=0)) ** 2)) if len(old) > 1 else float(np.var(old))
+    return float(np.mean((new - old) ** 2)) / max(variance, 1e-30)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Outputs of all feeds as one array; those whose later axes differ in length are laid flat."""
+    if len({part.shape[1:] for part in parts}) > 1:
+        parts = [part.reshape(-1, part.shape[-1]) for part in parts]
+    return np.concatenate(parts)
+
+
+def _by_feed(feeds: Sequence[Feeds], labels: np.ndarray) -> list[np.ndarray]:
+    """Labels cut as the samples are."""
+    sizes = [len(next(iter(feed.values()))) for feed in feeds]
+    if sum(sizes) != len(labels):
+        sizes = [len(labels) // len(feeds)] * len(feeds)
+    return np.split(labels, np.cumsum(sizes)[:-1])
+
+
+def _digests(feeds: Sequence[Feeds]) -> Iterable[bytes]:
+    """One digest for each sample: a row of a batch, or a feed whose arrays aren't batches of one length."""
+    for feed in feeds:
+        lengths = {len(array) if array.ndim else 0 for array in feed.values()}
+        rows = range(next(iter(lengths))) if len(lengths) == 1 else [slice(None)]
+        for row in rows:
+            sha = hashlib.sha256()
+            for name in sorted(feed):
+                sha.update(np.ascontiguousarray(feed[name][row] if feed[name].ndim else feed[name]).tobytes())
+            yield sha.digest()

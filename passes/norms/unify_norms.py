@@ -1,0 +1,233 @@
+"""The pass that replaces norms by calibrated linear maps, as many as an error budget allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from planish.ir.errors import UsageError
+from planish.ir.graph import Graph, Node
+from planish.passes.base import Context, Pass
+from planish.passes.exactness import Exactness, approximate
+from planish.passes.norms.converting import Conversion, convert, converted, norms_of, vanishes
+from planish.passes.norms.fit import Fit
+from planish.passes.norms.judging import Distance, Judge, tapped, three_sets
+from planish.passes.norms.unify_report import NormFinding, Step, UnifyReport
+from planish.passes.rewrite import Changes
+
+VARIANTS = ("auto", "diagonal", "full")
+_LOOKAHEAD = 3  # norms that are tried for each one that is taken
+_TOKENS_PER_CHANNEL = 100  # that a map is fitted on while norms are chosen
+Plan = dict[int, Conversion]
+
+
+@dataclass(frozen=True)
+class UnifyNorms(Pass):
+    """LayerNorm and RMSNorm replaced by linear maps that the next linears take in, as many as a budget allows.
+
+    Each norm's result is regressed on its input over calibration samples, channel by channel ("diagonal") or with a
+    matrix ("full"). Norms are taken one by one, by the error of the outputs that replacing them causes, on samples that
+    nothing was fitted on; maps are fitted again on what the norms before have become, towards the original's values.
+
+    variant: "diagonal", "full", or "auto": what errs less. max_nmse: energy of the outputs' error over their variance.
+    max_drop: by how much the metric may fall; then max_nmse doesn't count. limit: at most so many norms.
+    anchor_every: of so many norms in a row one stays, so that no long stretch of the residual stream grows unchecked;
+    0 for none. Source: Unified Normalization (arXiv 2208.01313) for what is left: a norm that is a constant.
+    """
+
+    name: ClassVar[str] = "unify-norms"
+    exactness: ClassVar[Exactness] = approximate(3.0)
+    needs_calibration: ClassVar[bool] = True
+    variant: str = "auto"
+    max_nmse: float = 0.02
+    max_drop: float | None = None
+    limit: int | None = None
+    anchor_every: int = 4
+
+    def run(self, graph: Graph, context: Context) -> Changes:
+        """Rewrite `graph`. Raises UsageError for an unknown variant, CalibrationError for too few or shared samples."""
+        if self.variant not in VARIANTS:
+            raise UsageError(f"there is no variant {self.variant!r}", remedy=f"known: {', '.join(VARIANTS)}")
+        changes = Changes()
+        if norms_of(graph):
+            search = _Search(self, graph, context)
+            report = search.run()
+            context.reports.append(report)
+            for finding in report.norms:
+                if finding.state == "kept":
+                    changes.skipped.append((finding.name, finding.note))
+                else:
+                    changes.rewrites[f"{finding.state}, {finding.variant}"] += 1
+        return changes
+
+    def allows(self, distance: Distance) -> bool:
+        """True if the error is within the budget."""
+        if self.max_drop is not None and distance.drop is not None:
+            return math.isfinite(distance.nmse) and distance.drop <= self.max_drop
+        return distance.nmse <= self.max_nmse
+
+    @property
+    def budget(self) -> str:
+        """The budget in words."""
+        if self.max_drop is not None:
+            return f"metric at most {self.max_drop:g} lower"
+        return f"output error at most {100 * self.max_nmse:g} % of the variance"
+
+
+class _Search:
+    """One search on one graph; a plan says what stands for which norms, and graphs are made from the original by it."""
+
+    def __init__(self, step: UnifyNorms, graph: Graph, context: Context):
+        self.step, self.graph, self.context = step, graph, context
+        self.sets = three_sets(context)
+        self.norms = norms_of(graph)
+        self.judge = Judge(graph, self.sets.rank, context)
+        self.done, self.total = 0, len(self.norms) * 6
+        self.curve: list[Step] = []
+        self.alone: dict[int, Distance] = {}
+        self.fits: dict[int, Fit] = {}
+        self.first: Plan = {}
+
+    def run(self) -> UnifyReport:
+        """Search, rewrite the graph, and say what was found."""
+        self.fits = self._fitted({}, range(len(self.norms)))
+        for number in range(len(self.norms)):
+            options = [({number: conversion}, conversion) for conversion in self._options(self.fits[number])]
+            tried = [(self._distance(plan), conversion) for plan, conversion in options]
+            self.alone[number], self.first[number] = min(tried, key=lambda pair: _key(pair[0]))
+        plans = self._greedy()
+        best, reported = self._within_budget(plans)
+        chosen = self._distance(best) if best else Distance(0.0, 0.0 if self.judge.metric else None)
+        findings = self._findings(best)
+        self._apply(best)
+        return UnifyReport(tuple(findings), tuple(self.curve), self.step.budget, chosen, reported)
+
+    def _greedy(self) -> list[Plan]:
+        """Plans of 0, 1, 2 .. norms within the budget on the set to choose on."""
+        plans: list[Plan] = [{}]
+        left = sorted(self.alone, key=lambda number: _key(self.alone[number]))
+        limit = len(left) if self.step.limit is None else self.step.limit
+        while left and len(plans[-1]) < limit:
+            left = [number for number in left if not self._breaks_anchors(plans[-1], number)]
+            ahead = left[:_LOOKAHEAD]
+            if not ahead:
+                break
+            fits = self._fitted(plans[-1], ahead)
+            tried = []
+            for number in ahead:
+                (conversion,) = self._options(fits[number], self.first[number].variant)
+                plan = {**plans[-1], number: conversion}
+                tried.append((self._distance(plan), number, plan))
+            distance, number, plan = min(tried, key=lambda entry: (_key(entry[0]), entry[1]))
+            accepted = self.step.allows(distance)
+            self.curve.append(Step(len(plan), _name(self.norms[number]), distance, accepted))
+            if not accepted:
+                break
+            left.remove(number)
+            plans.append(plan)
+        return plans
+
+    def _within_budget(self, plans: list[Plan]) -> tuple[Plan, Distance]:
+        """The largest plan, fitted once more from front to back, that keeps the budget on samples seen only here."""
+        judge = Judge(self.graph, self.sets.report, self.context)
+        for plan in reversed(plans[1:]):
+            for candidate in (self._in_order(plan), plan):
+                copy, _ = converted(self.graph, candidate, self.step.name)
+                distance = judge.distance(copy)
+                if self.step.allows(distance):
+                    return candidate, distance
+        return {}, Distance(0.0, None if judge.metric is None else 0.0)
+
+    def _in_order(self, plan: Plan) -> Plan:
+        """The plan with each map fitted on what the norms before it have become."""
+        made: Plan = {}
+        for number in sorted(plan):
+            fit = self._fitted(made, [number], all_samples=True)[number]
+            (made[number],) = self._options(fit, plan[number].variant)
+        return made
+
+    def _breaks_anchors(self, plan: Plan, number: int) -> bool:
+        every = self.step.anchor_every
+        if every <= 0:
+            return False
+        taken = {*plan, number}
+        starts = range(max(0, number - every + 1), min(number, len(self.norms) - every) + 1)
+        return any(all(i in taken for i in range(start, start + every)) for start in starts)
+
+    def _options(self, fit: Fit, variant: str = "") -> list[Conversion]:
+        """The maps to try for a norm."""
+        plain = fit.diagonal()
+        made = {"diagonal": Conversion("diagonal", plain, plain), "full": Conversion("full", fit.full(), plain)}
+        wanted = variant or self.step.variant
+        return list(made.values()) if wanted == "auto" else [made[wanted]]
+
+    def _fitted(self, plan: Plan, numbers: Iterable[int], all_samples: bool = False) -> dict[int, Fit]:
+        """Least squares of what norms give in the original on what they read in the graph that the plan makes.
+
+        Unless all samples are wanted, stops when there are enough tokens to choose by.
+        """
+        chosen = list(numbers)
+        copy, nodes = converted(self.graph, plan, self.step.name)
+        original = tapped(self.context, self.graph, [self.norms[i].result for i in chosen])
+        now = tapped(self.context, copy, [nodes[i].inputs[0] for i in chosen])
+        fits = {i: Fit(self.norms[i].result.tensor.dims[-1]) for i in chosen}  # type: ignore[arg-type]
+        for feed in self.sets.fit.feeds:
+            for i, x, y in zip(chosen, now(feed), original(feed), strict=True):
+                fits[i].add(x, y)
+            if not all_samples and all(fit.count >= _TOKENS_PER_CHANNEL * len(fit.x) for fit in fits.values()):
+                break
+        return fits
+
+    def _distance(self, plan: Plan) -> Distance:
+        copy, _ = converted(self.graph, plan, self.step.name)
+        distance = self.judge.distance(copy)
+        self.done += 1
+        self.total = max(self.total, self.done)
+        for observer in self.context.observers:
+            observer.progressed("choose norms", self.done, self.total)
+        return distance
+
+    def _findings(self, plan: Plan) -> list[NormFinding]:
+        found = []
+        for number, norm in enumerate(self.norms):
+            conversion = plan.get(number, self.first[number])
+            fit, alone = self.fits[number], self.alone[number]
+            if number not in plan:
+                state, note = "kept", self._why_kept(plan, number)
+            else:
+                state, note = "folded" if vanishes(norm) else "product and sum", fit.deviations().warning()
+            found.append(
+                NormFinding(
+                    _name(norm), conversion.variant, state, note, fit.deviations(), fit.error(self.first[number].linear),
+                    alone,
+                )
+            )  # fmt: skip
+        return found
+
+    def _why_kept(self, plan: Plan, number: int) -> str:
+        if self._breaks_anchors(plan, number):
+            return f"it is the one of {self.step.anchor_every} norms in a row that stays"
+        alone = self.alone[number]
+        text = f"replacing it alone errs by {100 * alone.nmse:.2g} % of the outputs' variance"
+        warning = self.fits[number].deviations().warning()
+        return text + (f"; {warning}" if warning else "") + f"; budget: {self.step.budget}"
+
+    def _apply(self, plan: Plan) -> None:
+        """Rewrite the graph itself."""
+        for number, conversion in plan.items():
+            if self.context.fuel is not None:
+                if self.context.fuel.left <= 0:
+                    return
+                self.context.fuel.burn()
+            convert(self.graph, self.norms[number], conversion, self.step.name)
+
+
+def _key(distance: Distance) -> float:
+    """What the better one has less of: outputs differ finely where a metric moves in steps."""
+    return distance.nmse if math.isfinite(distance.nmse) else math.inf
+
+
+def _name(norm: Node) -> str:
+    return str(norm.loc.sources[0]) if norm.loc.sources else norm.result.hint
