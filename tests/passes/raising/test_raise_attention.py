@@ -153,6 +153,32 @@ def test_guard_against_nan_moves_behind_where_a_row_may_be_masked_whole():
     check_rewrite(attention.attention, before, after, feeds=hidden, sizes={"b": 2})
 
 
+ROWS = (
+    "m1 = ReduceMax(axes=(-1,), keepdims=True)(m)",
+    "c = Const(f32, -inf)",
+    "h = Equal()(m1, c)",
+    "z = Const(f32, 0.0)",
+)
+HIDDEN = (*PRODUCT, "l = Add()(s, m)", "w = Softmax(axis=-1)(l)", *ROWS, "u = Where()(h, z, w)", "y = MatMul()(u, v)")
+
+
+def test_weights_of_hidden_rows_are_zero_behind_the_attention():
+    guarded = ("r = Attention(scale=1.0, causal=False)(q, k, v, m)", *ROWS, "y = Where()(h, z, r)")
+    hidden = {"m": np.where([[True, False, True], [False, False, False]], 0, -np.inf).reshape(2, 1, 1, 3)}
+    feeds = {"m": hidden["m"].astype(np.float32)}
+    before = graph(MASKED, *HIDDEN)
+    check_rewrite(attention.attention_without_hidden_rows, before, graph(MASKED, *guarded), feeds=feeds, sizes={"b": 2})
+    check_unchanged(attention.attention_without_hidden_rows, before.replace("-inf", "-1e9"), "not minus infinity")
+    other = graph(f"{MASKED}, o: f32[b, 1, 1, 3]", *HIDDEN).replace("keepdims=True)(m)", "keepdims=True)(o)")
+    check_unchanged(attention.attention_without_hidden_rows, other, "the same value as elsewhere")
+
+
+def test_guard_of_rows_is_dropped_where_a_constant_mask_hides_none():
+    mask = "m = Const(f32, [[[[0.0, -inf, 0.0]]]])"
+    after = raised("scale=1.0, causal=False", "q, k, v, m", QKV, mask)
+    check_rewrite(attention.attention_without_hidden_rows, graph(QKV, mask, *HIDDEN), after)
+
+
 def test_guard_with_another_number_is_left():
     mask = ("z = Const(f32, 1.0)", "c = Const(f32, -inf)", "a = Where()(m, z, c)")
     lines = ["n = IsNaN()(w)", "u = Where()(n, z, w)", "y = MatMul()(u, v)"]
@@ -216,6 +242,33 @@ def test_mask_in_windows_makes_heads_of_the_windows():
     )
     constants = {"bias": bias, "mask": mask, "total": total}
     check_rewrite(attention_windows.attention_in_windows, graph(inputs, *lines, *END), after, constants=constants)
+
+
+def test_scores_split_for_the_softmax_make_heads():
+    inputs = "q: f32[2*b, 3, 4], k: f32[2*b, 3, 4], v: f32[2*b, 3, 6], m: f32[b, 1, 1, 3]"
+    lines = (
+        "t = Transpose(perm=(0, 2, 1))(k)",
+        "p = MatMul()(q, t)",
+        "s = Reshape(shape=(-1, 2, 3, 3))(p)",
+        "c = Const(f32, 0.5)",
+        "l = Mul()(s, c)",
+        "a = Add()(l, m)",
+        "w = Softmax(axis=-1)(a)",
+        "w1 = Reshape(shape=(-1, 3, 3))(w)",
+        "y = MatMul()(w1, v)",
+    )
+    after = graph(
+        inputs,
+        "q1 = Reshape(shape=(-1, 2, 3, 4))(q)",
+        "k1 = Reshape(shape=(-1, 2, 3, 4))(k)",
+        "v1 = Reshape(shape=(-1, 2, 3, 6))(v)",
+        "r = Attention(scale=0.5, causal=False)(q1, k1, v1, m)",
+        "y = Reshape(shape=(-1, 3, 6))(r)",
+    )
+    before = graph(inputs, *lines)
+    check_rewrite(attention_windows.attention_of_split_scores, before, after)
+    five = before.replace("(-1, 2, 3, 3)", "(-1, 1, 2, 3, 3)")
+    check_unchanged(attention_windows.attention_of_split_scores, five, "have no batch and heads")
 
 
 def test_computed_mask_in_windows_is_left():
