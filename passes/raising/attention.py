@@ -9,14 +9,18 @@ import numpy as np
 
 from planish.ir.graph import Value
 from planish.ir.op import constant
-from planish.ir.ops import Add, Div, Equal, IsNaN, MatMul, Mul, ReduceMax, Softmax, Where
+from planish.ir.ops import Add, Div, Equal, IsNaN, MatMul, Mul, ReduceMax, Softmax, Transpose, Where
 from planish.passes.base import RulePass
 from planish.passes.exactness import ROUNDING
-from planish.passes.pattern import Pattern, Scalar, either
+from planish.passes.pattern import Pattern, Scalar, attr, either
 from planish.passes.raising.attention_absorb import ABSORBING_RULES
-from planish.passes.raising.attention_mask import mask_of, may_hide_a_row
+from planish.passes.raising.attention_mask import Mask, mask_of, may_hide_a_row
 from planish.passes.raising.attention_operands import keys, need_same_heads, on_heads, without_factor
-from planish.passes.raising.attention_windows import attention_in_windows, attention_of_split_scores
+from planish.passes.raising.attention_windows import (
+    attention_in_windows,
+    attention_of_split_scores,
+    attention_of_turned_scores,
+)
 from planish.passes.raising.fragments import narrowed, widened
 from planish.passes.raising.parameters import keeping, quotient
 from planish.passes.rewrite import Rule, array_like, reject, rule
@@ -118,6 +122,26 @@ def attention_without_hidden_rows(
     return keeping(result, root)
 
 
+def attention_parts_by_columns(q: Pattern, k: Pattern, v: Pattern, factor: Scalar, divisor: Scalar) -> Pattern:
+    product = MatMul()(q, k)
+    softmax = Softmax(axis=-1)(either(product, Mul()(product, factor), Div()(product, divisor)))
+    return MatMul()(v, Transpose(perm=attr("perm"))(softmax))
+
+
+@rule(attention_parts_by_columns, exactness=ROUNDING)
+def attention_by_columns(
+    q: Value, k: Value, v: Value, factor: float | None, divisor: float | None, perm: tuple[int, ...], root: Value
+) -> Value:
+    """v.T @ softmax(scale * q @ k.T).T = Attention(q, k, v).T, where v.T is [B, H, E, M] (convolutional networks)."""
+    rank = len(perm)
+    if perm != (*range(rank - 2), rank - 1, rank - 2) or v.tensor.rank != rank:
+        reject(f"the weights are permuted by {perm}, not transposed")
+    columns = Transpose(perm)
+    v = columns(v)
+    q, k, scale = _scaled_heads(q, k, v, factor, divisor)
+    return keeping(columns(on_heads(q, k, v, Mask(), scale)), root)
+
+
 def _scaled_heads(
     q: Value, k: Value, v: Value, factor: float | None, divisor: float | None
 ) -> tuple[Value, Value, float]:
@@ -139,7 +163,9 @@ class RaiseAttention(RulePass):
     rule_set: ClassVar[tuple[Rule, ...]] = (
         attention,
         attention_without_hidden_rows,
+        attention_by_columns,
         attention_in_windows,
         attention_of_split_scores,
+        attention_of_turned_scores,
         *ABSORBING_RULES,
     )

@@ -17,16 +17,32 @@ from planish.ir.ops import (
     InstanceNorm,
     LayerNorm,
     Neg,
+    ReduceMean,
     ReduceSumSquare,
     Reshape,
     Squeeze,
     Transpose,
+    Unsqueeze,
 )
 from planish.passes.exactness import ROUNDING
 from planish.passes.pattern import Array, Pattern, Scalar, attr, either
 from planish.passes.raising.fragments import inverse_root, mean, over_root, raw_variance, square, widened
 from planish.passes.raising.parameters import along, epsilon, keeping
 from planish.passes.rewrite import reject, rule
+
+
+def mean_with_axes_put_back(x: Pattern) -> Pattern:
+    flat = ReduceMean(axes=attr("axes"), keepdims=False)(x)
+    return either(Reshape(shape=attr("shape"))(flat), Unsqueeze(axes=attr("places"))(flat))
+
+
+@rule(mean_with_axes_put_back)
+def kept_mean(x: Value, axes: tuple[int, ...], root: Value, **_: object) -> Value:
+    """A mean whose axes are put back as 1 = the mean that keeps them."""
+    kept: Value = ReduceMean(axes=axes, keepdims=True)(x)
+    if kept.tensor.dims != root.tensor.dims:
+        reject(f"{root.type} is not {x.type} with axes {axes} of extent 1")
+    return kept
 
 
 def centred_over_deviation(x: Pattern, eps: Scalar) -> Pattern:
@@ -174,6 +190,7 @@ def _in_dtype(x: Value, dtype: DType) -> Value:
 
 
 LAYER_NORM_RULES = (
+    kept_mean,
     layer_norm,
     layer_norm_of_raw_moments,
     layer_norm_of_scaled_inverse,

@@ -69,6 +69,19 @@ def test_product_of_rank_five_is_left():
     check_unchanged(attention.attention, graph(inputs, "l = MatMul()(q, t)", *END), "of rank 5, not 4")
 
 
+def test_values_times_transposed_weights_are_attention():
+    inputs = QKV.replace("v: f32[b, 2, 3, 6]", "v: f32[b, 2, 6, 3]")
+    lines = ("w = Softmax(axis=-1)(s)", "u = Transpose(perm=(0, 1, 3, 2))(w)", "y = MatMul()(v, u)")
+    turned = ("t = Transpose(perm=(0, 1, 3, 2))(v)", "r = Attention(scale=1.0, causal=False)(q, k, t)")
+    after = graph(inputs, *turned, "y = Transpose(perm=(0, 1, 3, 2))(r)")
+    check_rewrite(attention.attention_by_columns, graph(inputs, *PRODUCT, *lines), after)
+    square = "q: f32[2, 2, 3, 4], k: f32[2, 2, 3, 4], v: f32[2, 2, 6, 3]"
+    heads = graph(square, *PRODUCT, *lines).replace(
+        "u = Transpose(perm=(0, 1, 3, 2))", "u = Transpose(perm=(1, 0, 2, 3))"
+    )
+    check_unchanged(attention.attention_by_columns, heads, "not transposed")
+
+
 MASKED = f"{QKV}, m: f32[b, 1, 1, 3]"
 
 
@@ -269,6 +282,34 @@ def test_scores_split_for_the_softmax_make_heads():
     check_rewrite(attention_windows.attention_of_split_scores, before, after)
     five = before.replace("(-1, 2, 3, 3)", "(-1, 1, 2, 3, 3)")
     check_unchanged(attention_windows.attention_of_split_scores, five, "have no batch and heads")
+
+
+def test_scores_of_keys_by_queries_are_turned():
+    inputs = "q: f32[2*b, 5, 4], k: f32[2*b, 3, 4], v: f32[2*b, 3, 6]"
+    lines = (
+        "t = Transpose(perm=(0, 2, 1))(q)",
+        "p = MatMul()(k, t)",
+        "s = Reshape(shape=(-1, 2, 3, 5))(p)",
+        "w = Softmax(axis=-2)(s)",
+        "w1 = Unsqueeze(axes=(2,))(w)",
+        "w2 = Transpose(perm=(0, 1, 4, 2, 3))(w1)",
+        "w3 = Reshape(shape=(-1, 5, 3))(w2)",
+        "y = MatMul()(w3, v)",
+    )
+    after = graph(
+        inputs,
+        "q1 = Reshape(shape=(-1, 2, 5, 4))(q)",
+        "k1 = Reshape(shape=(-1, 2, 3, 4))(k)",
+        "v1 = Reshape(shape=(-1, 2, 3, 6))(v)",
+        "r = Attention(scale=1.0, causal=False)(q1, k1, v1)",
+        "y = Reshape(shape=(-1, 5, 6))(r)",
+    )
+    before = graph(inputs, *lines)
+    check_rewrite(attention_windows.attention_of_turned_scores, before, after)
+    queries = before.replace("Softmax(axis=-2)", "Softmax(axis=-1)")
+    check_unchanged(attention_windows.attention_of_turned_scores, queries, "does not match Softmax(axis=-1)")
+    straight = before.replace("(0, 1, 4, 2, 3)", "(0, 1, 3, 2, 4)")
+    check_unchanged(attention_windows.attention_of_turned_scores, straight, "not transposed")
 
 
 def test_computed_mask_in_windows_is_left():

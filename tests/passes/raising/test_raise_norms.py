@@ -80,6 +80,15 @@ def test_centred_values_that_others_read_block_the_match():
     check_unchanged(layer_norm.layer_norm, before, "outside the match")
 
 
+def test_mean_with_its_axis_put_back_keeps_it():
+    lines = ("v = ReduceMean(axes=(-1,), keepdims=False)(x)", "y = Reshape(shape=(0, 5, 1))(v)")
+    after = graph(X, "y = ReduceMean(axes=(-1,), keepdims=True)(x)")
+    check_rewrite(layer_norm.kept_mean, graph(X, *lines), after)
+    check_rewrite(layer_norm.kept_mean, graph(X, lines[0], "y = Unsqueeze(axes=(2,))(v)"), after)
+    other = graph(X, lines[0], "y = Unsqueeze(axes=(1,))(v)")
+    check_unchanged(layer_norm.kept_mean, other, "with axes (-1,) of extent 1")
+
+
 RAW = (
     EPS,
     "mean = ReduceMean(axes=(-1,), keepdims=True)(x)",
