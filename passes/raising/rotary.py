@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from planish.ir.data import Data
+from planish.ir.dims import Dim
 from planish.ir.graph import Value
 from planish.ir.op import constant
 from planish.ir.ops import (
@@ -129,16 +130,21 @@ def _places(part: Value) -> range | None:
 
 def _turned(op: RotaryEmbedding, x: Value, cos: Value, sin: Value) -> Value:
     """`op` on x[B, H, N, D] with tables [B or 1, 1, N, D / 2], or on x[B, N, H, D] with [B or 1, N, 1, D / 2]."""
-    for heads in (1, 2):
-        if any(table.tensor.rank != 4 or table.tensor.dims[heads] != 1 for table in (cos, sin)):
-            continue
-        tables = [_without_axis(table, heads) for table in (cos, sin)]
-        if any(table.tensor.dims[1] != x.tensor.dims[3 - heads] for table in tables):
-            continue
-        swap = Transpose((0, 2, 1, 3))
-        result: Value = op(x, *tables) if heads == 1 else swap(op(swap(x), *tables))
+    swap, shape = Transpose((0, 2, 1, 3)), x.tensor.dims
+    tables = [_without_heads(table) for table in (cos, sin)]
+    if _fit(tables, shape[0], shape[2]):
+        result: Value = op(x, *tables)
         return result
+    behind = [_without_axis(t, 2) if t.tensor.rank == 4 and t.tensor.dims[2] == 1 else None for t in (cos, sin)]
+    if _fit(behind, shape[0], shape[1]):
+        swapped: Value = swap(op(swap(x), *behind))
+        return swapped
     reject(f"cos is {cos.type} and sin {sin.type}, which differ between heads or don't fit {x.type}")
+
+
+def _fit(tables: list[Value | None], batch: Dim, length: Dim) -> bool:
+    """True if all tables are [B or 1, N, D / 2]."""
+    return all(table is not None and table.tensor.dims[:2] in ((1, length), (batch, length)) for table in tables)
 
 
 def _without_axis(table: Value, axis: int) -> Value:

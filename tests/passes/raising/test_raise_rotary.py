@@ -106,6 +106,13 @@ def test_heads_behind_the_tokens_are_moved():
     check_rewrite(RaiseRotary(), graph(inputs, SPLIT, *PARTS, "y = Concat(axis=3)(u, w)"), after)
 
 
+def test_tables_without_batch_and_heads_fit_all_of_them():
+    inputs = "x: f32[b, 2, 5, 4], c: f32[5, 2], s: f32[5, 2]"
+    filled = ("c1 = Unsqueeze(axes=(0,))(c)", "s1 = Unsqueeze(axes=(0,))(s)")
+    after = graph(inputs, *filled, ROTARY.replace("c, s", "c1, s1"))
+    check_rewrite(RaiseRotary(), graph(inputs, SPLIT, *PARTS, "y = Concat(axis=3)(u, w)"), after)
+
+
 def test_turned_halves_with_tables_of_each_head_are_left():
     inputs = f"x: f32[b, 2, 5, 4], {TABLE}".replace("1, 1, 5, 2", "1, 2, 5, 2")
     check_unchanged(RaiseRotary(), graph(inputs, SPLIT, *PARTS, "y = Concat(axis=3)(u, w)"), "differ between heads")
