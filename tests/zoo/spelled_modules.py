@@ -71,10 +71,10 @@ def single_precision(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def square_in_single_precision(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """L5: only the variance is computed in float32."""
+    """L5: float16, only the variance computed in float32."""
     centred = x - mean_of(x)
-    deviation = torch.sqrt(mean_of(centred.float().pow(2)) + EPS)
-    return centred.float() / deviation * weight + bias
+    deviation = torch.sqrt(mean_of(centred.float().pow(2)) + EPS).to(x.dtype)
+    return centred / deviation * weight.to(x.dtype) + bias.to(x.dtype)
 
 
 def scale_alone(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ TOKENS = {"x": (torch.float32, (2, 6, 32))}
 HALF_TOKENS = {"x": (torch.float16, (2, 6, 32))}
 IMAGE = {"x": (torch.float32, (2, 8, 8, 8))}
 CONDITION = dict.fromkeys(("shift", "scale"), (torch.float32, (2, 32)))
+UNOPTIMIZED = ("duplicated_sub",)
+"""Modules to be exported without optimization, which would merge what they do twice."""
 MASKED = {**TOKENS, "attention_mask": (torch.float32, (2, 6))}
 
 
