@@ -1,4 +1,4 @@
-"""Attention whose scores are masked under another shape: merged heads (CLIP), windows of an image (Swin)."""
+"""Attention whose scores are masked or normalised under another shape: merged heads (CLIP, Keras), windows (Swin)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from planish.ir.data import Data
 from planish.ir.dims import Dim
 from planish.ir.graph import Value
 from planish.ir.op import constant
-from planish.ir.ops import Add, Attention, Const, Div, MatMul, Mul, Reshape, Softmax
+from planish.ir.ops import Add, Attention, Const, Div, MatMul, Mul, Reshape, Softmax, Transpose, Unsqueeze
 from planish.ir.types import TensorType
 from planish.passes.exactness import ROUNDING
 from planish.passes.pattern import Array, Pattern, Scalar, attr, either
-from planish.passes.raising.attention_mask import need_broadcast, simplified
+from planish.passes.raising.attention_mask import Mask, need_broadcast, simplified
 from planish.passes.raising.attention_operands import keys, need_same_heads, without_factor
 from planish.passes.raising.parameters import keeping, quotient, shortest
 from planish.passes.rewrite import reject, rule
@@ -56,6 +56,79 @@ def attention_in_windows(
     parts = [_reshaped(x, (*heads, *x.tensor.dims[-2:])) for x in (q, k, v)]
     found = simplified(total, (*heads, *scores[-2:]))
     result = Attention(shortest(scale), found.causal)(*parts, found.value)
+    return keeping(_reshaped(result, (*q.tensor.dims[:-1], v.tensor.dims[-1])), root)
+
+
+def attention_with_split_scores(
+    q: Pattern, k: Pattern, v: Pattern, factor: Scalar, divisor: Scalar, mask: Pattern
+) -> Pattern:
+    split = Reshape(shape=attr("split"))(MatMul()(q, k))
+    scores = either(split, Mul()(split, factor), Div()(split, divisor))
+    softmax = Softmax(axis=-1)(either(scores, Add()(scores, mask)))
+    return MatMul()(Reshape(shape=attr("merged"))(softmax), v)
+
+
+@rule(attention_with_split_scores, exactness=ROUNDING)
+def attention_of_split_scores(
+    q: Value,
+    k: Value,
+    v: Value,
+    factor: float | None,
+    divisor: float | None,
+    mask: Value | None,
+    split: tuple[int, ...],
+    merged: tuple[int, ...],
+    root: Value,
+) -> Value:
+    """reshape(softmax(reshape(q @ k.T) + mask)) @ v = Attention with the split axes as heads, reshaped back."""
+    q, q_scale = without_factor(q)
+    k, k_scale = without_factor(k)
+    scale = q_scale * k_scale * quotient(factor, divisor)
+    k = keys(k)
+    need_same_heads(q, k, v)
+    scores = (*q.tensor.dims[:-1], k.tensor.dims[-2])
+    lead, shape = _split_axes(q, scores, split)
+    if len(shape) != 4:
+        reject(f"scores of shape {list(shape)} have no batch and heads")
+    if mask is not None:
+        need_broadcast(mask, shape)
+    found = Mask() if mask is None else simplified(mask, shape)
+    parts = [_reshaped(x, (*lead, *x.tensor.dims[-2:])) for x in (q, k, v)]
+    result = Attention(shortest(scale), found.causal)(*parts, found.value)
+    return keeping(_reshaped(result, (*q.tensor.dims[:-1], v.tensor.dims[-1])), root)
+
+
+def attention_with_turned_scores(k: Pattern, q: Pattern, v: Pattern, factor: Scalar, divisor: Scalar) -> Pattern:
+    split = Reshape(shape=attr("split"))(MatMul()(k, q))
+    softmax = Softmax(axis=-2)(either(split, Mul()(split, factor), Div()(split, divisor)))
+    turned = Transpose(perm=attr("perm"))(either(softmax, Unsqueeze(axes=attr("added"))(softmax)))
+    return MatMul()(Reshape(shape=attr("merged"))(turned), v)
+
+
+@rule(attention_with_turned_scores, exactness=ROUNDING)
+def attention_of_turned_scores(
+    k: Value,
+    q: Value,
+    v: Value,
+    factor: float | None,
+    divisor: float | None,
+    split: tuple[int, ...],
+    perm: tuple[int, ...],
+    merged: tuple[int, ...],
+    root: Value,
+    added: tuple[int, ...] = (),
+) -> Value:
+    """reshape(softmax over rows of reshape(k @ q.T)).T @ v = Attention with the split axes as heads (Keras 2)."""
+    kept = [place for place in range(len(perm)) if place not in added]
+    if [kept.index(place) for place in perm if place in kept] != [0, 1, 3, 2]:
+        reject(f"the weights are permuted by {perm}, not transposed")
+    k, k_scale = without_factor(k)
+    q, q_scale = without_factor(q)
+    q = keys(q)
+    need_same_heads(q, k, v)
+    lead, _ = _split_axes(k, (*k.tensor.dims[:-1], q.tensor.dims[-2]), split)
+    parts = [_reshaped(x, (*lead, *x.tensor.dims[-2:])) for x in (q, k, v)]
+    result = Attention(shortest(q_scale * k_scale * quotient(factor, divisor)))(*parts)
     return keeping(_reshaped(result, (*q.tensor.dims[:-1], v.tensor.dims[-1])), root)
 
 

@@ -7,24 +7,42 @@ from __future__ import annotations
 
 import numpy as np
 
+from planish.ir import dims
 from planish.ir.dtypes import DType
 from planish.ir.graph import Value
 from planish.ir.ops import (
     BatchNorm,
     Cast,
+    Expand,
     InstanceNorm,
     LayerNorm,
     Neg,
+    ReduceMean,
     ReduceSumSquare,
     Reshape,
     Squeeze,
     Transpose,
+    Unsqueeze,
 )
 from planish.passes.exactness import ROUNDING
 from planish.passes.pattern import Array, Pattern, Scalar, attr, either
 from planish.passes.raising.fragments import inverse_root, mean, over_root, raw_variance, square, widened
 from planish.passes.raising.parameters import along, epsilon, keeping
 from planish.passes.rewrite import reject, rule
+
+
+def mean_with_axes_put_back(x: Pattern) -> Pattern:
+    flat = ReduceMean(axes=attr("axes"), keepdims=False)(x)
+    return either(Reshape(shape=attr("shape"))(flat), Unsqueeze(axes=attr("places"))(flat))
+
+
+@rule(mean_with_axes_put_back)
+def kept_mean(x: Value, axes: tuple[int, ...], root: Value, **_: object) -> Value:
+    """A mean whose axes are put back as 1 = the mean that keeps them."""
+    kept: Value = ReduceMean(axes=axes, keepdims=True)(x)
+    if kept.tensor.dims != root.tensor.dims:
+        reject(f"{root.type} is not {x.type} with axes {axes} of extent 1")
+    return kept
 
 
 def centred_over_deviation(x: Pattern, eps: Scalar) -> Pattern:
@@ -71,10 +89,11 @@ def scale_and_shift(x: Pattern, gamma: Array, beta: Array, eps: Scalar) -> Patte
     inverse = inverse_root(variance + eps)
     scale = either(inverse * gamma, inverse)
     moved = average * scale
+    moved_back = either(Neg()(average) * scale, -moved)
     return either(
-        x * scale + either(beta - moved, beta + Neg()(average) * scale, beta + -moved),
+        x * scale + either(beta - moved, beta + moved_back),
         x * scale - moved,
-        x * scale + -moved,
+        x * scale + moved_back,
     )
 
 
@@ -103,12 +122,15 @@ def layer_norm_of_instance_norm(x: Value, gamma: np.ndarray, eps: float, root: V
     return keeping(_affine(x, gamma, None, (-1,), eps), root)
 
 
-def batch_norm_of_own_moments(x: Pattern, count: Scalar, share: Scalar) -> Pattern:
+def batch_norm_of_own_moments(x: Pattern, tokens: Pattern, count: Scalar, share: Scalar) -> Pattern:
     rows = Reshape(shape=attr("rows"))(x)
     average = mean(rows)
     total = ReduceSumSquare(axes=attr("axes"), keepdims=True)(rows - average)
+    flat_total = ReduceSumSquare(axes=attr("axes"), keepdims=False)(rows - average)
     flat = Squeeze(axes=attr("flat"))
-    normal = BatchNorm(eps=attr("eps"))(rows, 1.0, 0.0, flat(average), flat(either(total / count, total * share)))
+    variance = either(flat(either(total / count, total * share)), flat_total / count, flat_total * share)
+    one, zero = (either(number, Expand()(number, tokens)) for number in (1.0, 0.0))
+    normal = BatchNorm(eps=attr("eps"))(rows, one, zero, flat(average), variance)
     return Reshape(shape=attr("back"))(normal)
 
 
@@ -123,16 +145,18 @@ def layer_norm_of_batch_norm(
     rows: tuple[int, ...],
     back: tuple[int, ...],
     flat: tuple[int, ...],
+    tokens: Value | None = None,
 ) -> Value:
-    """BatchNorm of x[.., C] as [1, tokens, C, 1] with its own mean and variance per token = LayerNorm(x)."""
-    width = x.tensor.dims[-1]
-    shaped = Reshape(rows)(x).tensor.dims
-    if x.tensor.dims != root.tensor.dims or len(shaped) != 4 or (shaped[0], shaped[2], shaped[3]) != (1, width, 1):
+    """BatchNorm of x as [1, tokens, C, 1] with its own mean and variance per token = LayerNorm(x)."""
+    shape, shaped = x.tensor.dims, Reshape(rows)(x).tensor.dims
+    last = [axis for axis in range(-1, -len(shape), -1) if len(shaped) == 4 and dims.product(shape[axis:]) == shaped[2]]
+    if shape != root.tensor.dims or not last or (shaped[0], shaped[3]) != (1, 1):
         reject(f"{x.type} seen as {shaped} is not one channel per token")
+    width = shaped[2]
     divides = count == width if share is None else isinstance(width, int) and share * width == 1
     if axes != (-4, -2, -1) or not divides:
         reject(f"moments over axes {axes}, divided by {count or share}, are not those of a token of width {width}")
-    return keeping(LayerNorm(axis=-1, eps=eps)(x), root)
+    return keeping(LayerNorm(axis=last[0], eps=eps)(x), root)
 
 
 def normalised(x: Value, axes: tuple[int, ...], eps: float) -> Value:
@@ -166,6 +190,7 @@ def _in_dtype(x: Value, dtype: DType) -> Value:
 
 
 LAYER_NORM_RULES = (
+    kept_mean,
     layer_norm,
     layer_norm_of_raw_moments,
     layer_norm_of_scaled_inverse,

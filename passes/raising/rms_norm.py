@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from planish.ir.graph import Value
 from planish.ir.ops import Cast, ReduceL2, ReduceSum, ReduceSumSquare, RMSNorm
 from planish.passes.exactness import ROUNDING
-from planish.passes.pattern import Pattern, Scalar, attr, either
-from planish.passes.raising.fragments import mean, over_root, square, widened
-from planish.passes.raising.parameters import epsilon, keeping
+from planish.passes.pattern import Array, Pattern, Scalar, attr, either
+from planish.passes.raising.fragments import inverse_root, mean, over_root, square, widened
+from planish.passes.raising.parameters import along, epsilon, keeping
 from planish.passes.rewrite import reject, rule
 
 
@@ -22,6 +24,17 @@ def over_mean_square(x: Pattern, eps: Scalar) -> Pattern:
 def rms_norm(x: Value, eps: float, axes: tuple[int, ...], root: Value, up: object = None, down: object = None) -> Value:
     """x / sqrt(E[x^2] + eps) = RMSNorm(x)."""
     return _normalised(x, axes, eps, root)
+
+
+def over_scaled_mean_square(x: Pattern, gamma: Array, eps: Scalar) -> Pattern:
+    return x * (inverse_root(mean(square(x)) + eps) * gamma)
+
+
+@rule(over_scaled_mean_square, exactness=ROUNDING)
+def rms_norm_of_scaled_inverse(x: Value, gamma: np.ndarray, eps: float, axes: tuple[int, ...], root: Value) -> Value:
+    """x * (gamma / sqrt(E[x^2] + eps)) = RMSNorm(x, gamma)."""
+    _need_last(axes)
+    return keeping(RMSNorm(axes[0], epsilon(eps))(x, along(gamma, x.tensor.dims[axes[0] :])), root)
 
 
 def over_sum_of_squares(x: Pattern, share: Scalar, count: Scalar, eps: Scalar) -> Pattern:
@@ -67,10 +80,14 @@ def rms_norm_of_length(
 
 
 def _normalised(x: Value, axes: tuple[int, ...], eps: float, root: Value) -> Value:
-    if axes != tuple(range(-len(axes), 0)):
-        reject(f"axes {axes} are not the last ones")
+    _need_last(axes)
     operand = x if x.tensor.dtype == root.tensor.dtype else Cast(root.tensor.dtype)(x)
     return keeping(RMSNorm(axis=axes[0], eps=epsilon(eps))(operand), root)
+
+
+def _need_last(axes: tuple[int, ...]) -> None:
+    if axes != tuple(range(-len(axes), 0)):
+        reject(f"axes {axes} are not the last ones")
 
 
 def _elements(x: Value, axes: tuple[int, ...]) -> int:
@@ -86,5 +103,5 @@ def _need_factor(found: float | None, wanted: float) -> None:
         reject(f"the sum is scaled by {found}, not by {wanted:g}")
 
 
-RMS_NORM_RULES = (rms_norm, rms_norm_of_sum, rms_norm_of_length)
+RMS_NORM_RULES = (rms_norm, rms_norm_of_scaled_inverse, rms_norm_of_sum, rms_norm_of_length)
 """From parts to RMSNorm; to be tried after LayerNorm, which is an RMSNorm of a centred tensor."""

@@ -69,6 +69,19 @@ def test_product_of_rank_five_is_left():
     check_unchanged(attention.attention, graph(inputs, "l = MatMul()(q, t)", *END), "of rank 5, not 4")
 
 
+def test_values_times_transposed_weights_are_attention():
+    inputs = QKV.replace("v: f32[b, 2, 3, 6]", "v: f32[b, 2, 6, 3]")
+    lines = ("w = Softmax(axis=-1)(s)", "u = Transpose(perm=(0, 1, 3, 2))(w)", "y = MatMul()(v, u)")
+    turned = ("t = Transpose(perm=(0, 1, 3, 2))(v)", "r = Attention(scale=1.0, causal=False)(q, k, t)")
+    after = graph(inputs, *turned, "y = Transpose(perm=(0, 1, 3, 2))(r)")
+    check_rewrite(attention.attention_by_columns, graph(inputs, *PRODUCT, *lines), after)
+    square = "q: f32[2, 2, 3, 4], k: f32[2, 2, 3, 4], v: f32[2, 2, 6, 3]"
+    heads = graph(square, *PRODUCT, *lines).replace(
+        "u = Transpose(perm=(0, 1, 3, 2))", "u = Transpose(perm=(1, 0, 2, 3))"
+    )
+    check_unchanged(attention.attention_by_columns, heads, "not transposed")
+
+
 MASKED = f"{QKV}, m: f32[b, 1, 1, 3]"
 
 
@@ -153,6 +166,32 @@ def test_guard_against_nan_moves_behind_where_a_row_may_be_masked_whole():
     check_rewrite(attention.attention, before, after, feeds=hidden, sizes={"b": 2})
 
 
+ROWS = (
+    "m1 = ReduceMax(axes=(-1,), keepdims=True)(m)",
+    "c = Const(f32, -inf)",
+    "h = Equal()(m1, c)",
+    "z = Const(f32, 0.0)",
+)
+HIDDEN = (*PRODUCT, "l = Add()(s, m)", "w = Softmax(axis=-1)(l)", *ROWS, "u = Where()(h, z, w)", "y = MatMul()(u, v)")
+
+
+def test_weights_of_hidden_rows_are_zero_behind_the_attention():
+    guarded = ("r = Attention(scale=1.0, causal=False)(q, k, v, m)", *ROWS, "y = Where()(h, z, r)")
+    hidden = {"m": np.where([[True, False, True], [False, False, False]], 0, -np.inf).reshape(2, 1, 1, 3)}
+    feeds = {"m": hidden["m"].astype(np.float32)}
+    before = graph(MASKED, *HIDDEN)
+    check_rewrite(attention.attention_without_hidden_rows, before, graph(MASKED, *guarded), feeds=feeds, sizes={"b": 2})
+    check_unchanged(attention.attention_without_hidden_rows, before.replace("-inf", "-1e9"), "not minus infinity")
+    other = graph(f"{MASKED}, o: f32[b, 1, 1, 3]", *HIDDEN).replace("keepdims=True)(m)", "keepdims=True)(o)")
+    check_unchanged(attention.attention_without_hidden_rows, other, "the same value as elsewhere")
+
+
+def test_guard_of_rows_is_dropped_where_a_constant_mask_hides_none():
+    mask = "m = Const(f32, [[[[0.0, -inf, 0.0]]]])"
+    after = raised("scale=1.0, causal=False", "q, k, v, m", QKV, mask)
+    check_rewrite(attention.attention_without_hidden_rows, graph(QKV, mask, *HIDDEN), after)
+
+
 def test_guard_with_another_number_is_left():
     mask = ("z = Const(f32, 1.0)", "c = Const(f32, -inf)", "a = Where()(m, z, c)")
     lines = ["n = IsNaN()(w)", "u = Where()(n, z, w)", "y = MatMul()(u, v)"]
@@ -216,6 +255,61 @@ def test_mask_in_windows_makes_heads_of_the_windows():
     )
     constants = {"bias": bias, "mask": mask, "total": total}
     check_rewrite(attention_windows.attention_in_windows, graph(inputs, *lines, *END), after, constants=constants)
+
+
+def test_scores_split_for_the_softmax_make_heads():
+    inputs = "q: f32[2*b, 3, 4], k: f32[2*b, 3, 4], v: f32[2*b, 3, 6], m: f32[b, 1, 1, 3]"
+    lines = (
+        "t = Transpose(perm=(0, 2, 1))(k)",
+        "p = MatMul()(q, t)",
+        "s = Reshape(shape=(-1, 2, 3, 3))(p)",
+        "c = Const(f32, 0.5)",
+        "l = Mul()(s, c)",
+        "a = Add()(l, m)",
+        "w = Softmax(axis=-1)(a)",
+        "w1 = Reshape(shape=(-1, 3, 3))(w)",
+        "y = MatMul()(w1, v)",
+    )
+    after = graph(
+        inputs,
+        "q1 = Reshape(shape=(-1, 2, 3, 4))(q)",
+        "k1 = Reshape(shape=(-1, 2, 3, 4))(k)",
+        "v1 = Reshape(shape=(-1, 2, 3, 6))(v)",
+        "r = Attention(scale=0.5, causal=False)(q1, k1, v1, m)",
+        "y = Reshape(shape=(-1, 3, 6))(r)",
+    )
+    before = graph(inputs, *lines)
+    check_rewrite(attention_windows.attention_of_split_scores, before, after)
+    five = before.replace("(-1, 2, 3, 3)", "(-1, 1, 2, 3, 3)")
+    check_unchanged(attention_windows.attention_of_split_scores, five, "have no batch and heads")
+
+
+def test_scores_of_keys_by_queries_are_turned():
+    inputs = "q: f32[2*b, 5, 4], k: f32[2*b, 3, 4], v: f32[2*b, 3, 6]"
+    lines = (
+        "t = Transpose(perm=(0, 2, 1))(q)",
+        "p = MatMul()(k, t)",
+        "s = Reshape(shape=(-1, 2, 3, 5))(p)",
+        "w = Softmax(axis=-2)(s)",
+        "w1 = Unsqueeze(axes=(2,))(w)",
+        "w2 = Transpose(perm=(0, 1, 4, 2, 3))(w1)",
+        "w3 = Reshape(shape=(-1, 5, 3))(w2)",
+        "y = MatMul()(w3, v)",
+    )
+    after = graph(
+        inputs,
+        "q1 = Reshape(shape=(-1, 2, 5, 4))(q)",
+        "k1 = Reshape(shape=(-1, 2, 3, 4))(k)",
+        "v1 = Reshape(shape=(-1, 2, 3, 6))(v)",
+        "r = Attention(scale=1.0, causal=False)(q1, k1, v1)",
+        "y = Reshape(shape=(-1, 5, 6))(r)",
+    )
+    before = graph(inputs, *lines)
+    check_rewrite(attention_windows.attention_of_turned_scores, before, after)
+    queries = before.replace("Softmax(axis=-2)", "Softmax(axis=-1)")
+    check_unchanged(attention_windows.attention_of_turned_scores, queries, "does not match Softmax(axis=-1)")
+    straight = before.replace("(0, 1, 4, 2, 3)", "(0, 1, 3, 2, 4)")
+    check_unchanged(attention_windows.attention_of_turned_scores, straight, "not transposed")
 
 
 def test_computed_mask_in_windows_is_left():

@@ -80,6 +80,15 @@ def test_centred_values_that_others_read_block_the_match():
     check_unchanged(layer_norm.layer_norm, before, "outside the match")
 
 
+def test_mean_with_its_axis_put_back_keeps_it():
+    lines = ("v = ReduceMean(axes=(-1,), keepdims=False)(x)", "y = Reshape(shape=(0, 5, 1))(v)")
+    after = graph(X, "y = ReduceMean(axes=(-1,), keepdims=True)(x)")
+    check_rewrite(layer_norm.kept_mean, graph(X, *lines), after)
+    check_rewrite(layer_norm.kept_mean, graph(X, lines[0], "y = Unsqueeze(axes=(2,))(v)"), after)
+    other = graph(X, lines[0], "y = Unsqueeze(axes=(1,))(v)")
+    check_unchanged(layer_norm.kept_mean, other, "with axes (-1,) of extent 1")
+
+
 RAW = (
     EPS,
     "mean = ReduceMean(axes=(-1,), keepdims=True)(x)",
@@ -123,6 +132,14 @@ def test_folded_scale_without_shift_is_layer_norm():
     before = graph(X, *RAW, GAMMA, *FOLDED, "mk = Mul()(mean, k)", "y = Sub()(xk, mk)")
     after = graph(X, GAMMA, "y = LayerNorm(axis=-1, eps=1e-05)(x, g)")
     check_rewrite(layer_norm.layer_norm_of_scale_and_shift, before, after)
+
+
+def test_folded_scale_with_negated_mean_is_layer_norm():
+    lines = (*RAW, GAMMA, *FOLDED, "n1 = Neg()(mean)", "mk = Mul()(n1, k)", "y = Add()(xk, mk)")
+    after = graph(X, GAMMA, "y = LayerNorm(axis=-1, eps=1e-05)(x, g)")
+    check_rewrite(layer_norm.layer_norm_of_scale_and_shift, graph(X, *lines), after)
+    other = graph(f"{X}, o: f32[n, 5, 1]", *lines).replace("Neg()(mean)", "Neg()(o)")
+    check_unchanged(layer_norm.layer_norm_of_scale_and_shift, other, "the same value as elsewhere")
 
 
 def test_folded_shift_by_another_mean_is_left():
@@ -179,6 +196,30 @@ def test_batch_norm_with_its_own_moments_over_the_batch_is_left():
     check_rewrite(layer_norm.layer_norm_of_batch_norm, before, after)
 
 
+def test_batch_norm_with_its_own_moments_of_a_free_batch_is_layer_norm():
+    lines = (
+        "rows = Reshape(shape=(1, -1, 20, 1))(x)",
+        "mean = ReduceMean(axes=(-4, -2, -1), keepdims=True)(rows)",
+        "d = Sub()(rows, mean)",
+        "total = ReduceSumSquare(axes=(-4, -2, -1), keepdims=False)(d)",
+        "count = Const(f32, 20.0)",
+        "v = Div()(total, count)",
+        "m1 = Squeeze(axes=(0, 2, 3))(mean)",
+        "sizes = Shape()(x)",
+        "shape = Slice(starts=(0,), ends=(1,), axes=(0,), steps=(1,))(sizes)",
+        "one = Const(f32, 1.0)",
+        "zero = Const(f32, 0.0)",
+        "o = Expand()(one, shape)",
+        "z = Expand()(zero, shape)",
+        "i = BatchNorm(eps=1e-05)(rows, o, z, m1, v)",
+        "y = Reshape(shape=(-1, 5, 4))(i)",
+    )
+    before = graph(X, *lines)
+    check_rewrite(layer_norm.layer_norm_of_batch_norm, before, graph(X, "y = LayerNorm(axis=-2, eps=1e-05)(x)"))
+    halves = before.replace("(1, -1, 20, 1)", "(1, -1, 10, 1)").replace("20.0", "10.0")
+    check_unchanged(layer_norm.layer_norm_of_batch_norm, halves, "not one channel per token")
+
+
 def test_mean_square_norm_is_rms_norm():
     lines = (EPS, "s = Mul()(x, x)", "v = ReduceMean(axes=(-1,), keepdims=True)(s)", "r = Add()(v, e)", "q = Sqrt()(r)")
     before = graph(X, *lines, "i = Reciprocal()(q)", "y = Mul()(x, i)")
@@ -187,6 +228,17 @@ def test_mean_square_norm_is_rms_norm():
     check_unchanged(rms_norm.rms_norm, other, "the same value as elsewhere")
     tokens = graph(X, *lines, "y = Div()(x, q)").replace("(-1,)", "(-2,)")
     check_unchanged(rms_norm.rms_norm, tokens, "axes (-2,) are not the last ones")
+
+
+def test_gamma_in_the_inverse_root_is_the_scale_of_rms_norm():
+    lines = (EPS, "s = Mul()(x, x)", "v = ReduceMean(axes=(-1,), keepdims=True)(s)", "r = Add()(v, e)", "q = Sqrt()(r)")
+    before = graph(X, *lines, GAMMA, "i = Reciprocal()(q)", "k = Mul()(i, g)", "y = Mul()(x, k)")
+    after = graph(X, GAMMA, "y = RMSNorm(axis=-1, eps=1e-05)(x, g)")
+    check_rewrite(rms_norm.rms_norm_of_scaled_inverse, before, after)
+    tokens = "g = Const(f32, [[1.0], [2.0], [3.0], [4.0], [5.0]])"
+    check_unchanged(rms_norm.rms_norm_of_scaled_inverse, before.replace(GAMMA, tokens), "varies along other axes")
+    deviation = before.replace("Mul()(x, x)", "Mul()(o, o)").replace(X, f"{X}, o: f32[n, 5, 4]")
+    check_unchanged(rms_norm.rms_norm_of_scaled_inverse, deviation, "the same value as elsewhere")
 
 
 def test_sum_of_squares_over_the_count_is_rms_norm():
