@@ -86,7 +86,7 @@ class Objective:
         return [float(error) for error in total / len(feeds)]
 
     def _values(self, feed: Feed) -> list[Tensor]:
-        outputs, tapped = self._student({name: torch.as_tensor(a) for name, a in feed.items()}, self._taps)
+        outputs, tapped = self._student(as_tensors(feed), self._taps)
         return [*tapped, *(outputs[i] for i in self._places)]
 
     def _errors(self, values: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
@@ -104,6 +104,11 @@ class Objective:
                 sums[:, j] += wide.numel(), float(wide.sum()), float((wide * wide).sum())
         mean = sums[1] / sums[0]
         return [max(float(v), 1e-12) for v in sums[2] / sums[0] - mean * mean]
+
+
+def as_tensors(feed: Feed) -> dict[str, Tensor]:
+    """The feed as torch takes it."""
+    return {name: torch.as_tensor(array) for name, array in feed.items()}
 
 
 def _divergence(value: Tensor, target: Tensor) -> Tensor:

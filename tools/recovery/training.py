@@ -15,7 +15,8 @@ from torch import Tensor
 from planish.ir.errors import CalibrationError, UsageError
 from planish.ir.graph import Graph, Node, Value
 from planish.ir.op import as_value
-from planish.tools.recovery.objective import Objective
+from planish.tools.recovery.coordinates import Coordinates
+from planish.tools.recovery.objective import Objective, as_tensors
 from planish.tools.recovery.recover import Feed, Match, Recovery
 from planish.tools.recovery.torch_graph import TorchGraph
 
@@ -23,6 +24,7 @@ CHECKS = 10  # times that the held-out error is measured on the way
 BETAS = (0.9, 0.99)
 CLIP = 1.0  # norm of the gradient, each weight measured in its own size
 WARM_UP = 0.05  # share of the steps in which the rate rises
+_SURVEYED = 8  # feeds that the covariance of the layers' inputs is estimated on
 _TIMED = 3  # steps that are timed to choose their number
 
 
@@ -78,10 +80,8 @@ class _Run:
         self.settings = settings
         self.curve: list[tuple[int, float]] = []
         self.best_step = 0
-        self._weights = list(module.weights)
-        self._sizes = _sizes(module)
-        self._start = [weight.detach().clone() for weight in self._weights]
-        self._best = self._start
+        self._coordinates = Coordinates(module, [as_tensors(feed) for feed in feeds[:_SURVEYED]])
+        self._best = self._copy()
         self._first: list[float] = []
         self._best_errors: list[float] = []
         self._mixed = _mixed_inputs(module.graph, feeds[0]) if settings.mix else []
@@ -103,7 +103,8 @@ class _Run:
     def train(self, steps: int, on_progress: Callable[[int, int], None]) -> _Run:
         rate = self.settings.learning_rate
         groups = [
-            {"params": [weight], "lr": rate * size} for weight, size in zip(self._weights, self._sizes, strict=True)
+            {"params": [leaf], "lr": rate * size}
+            for leaf, size in zip(self._coordinates.leaves, self._coordinates.sizes, strict=True)
         ]
         optimizer = torch.optim.Adam(groups, betas=BETAS, eps=1e-12)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
@@ -118,6 +119,7 @@ class _Run:
             if not self._gradients(*next(draws)):
                 break  # diverged: what was best stays
             optimizer.step()
+            self._coordinates.push()
             schedule.step()
             if step in checks:
                 self._judge(step)
@@ -132,15 +134,15 @@ class _Run:
     def _gradients(self, feed: Feed, key: int | None) -> bool:
         """Leave clipped gradients in the weights; False if they aren't finite."""
         loss = self.objective.loss(feed, self.objective.targets(feed, key))
-        for weight in self._weights:
-            weight.grad = None
+        self.module.zero_grad(set_to_none=True)
         loss.backward()
-        found = [(weight.grad, size) for weight, size in zip(self._weights, self._sizes, strict=True)]
-        there = [(gradient, size) for gradient, size in found if gradient is not None]
-        norm = float(torch.stack([gradient.norm() * size for gradient, size in there]).norm())
+        self._coordinates.pull()
+        there = [leaf.grad for leaf in self._coordinates.leaves if leaf.grad is not None]
+        scaled = [gradient.norm() * size for gradient, size in zip(there, self._coordinates.sizes, strict=True)]
+        norm = float(torch.stack(scaled).norm())
         if not math.isfinite(norm):
             return False
-        for gradient, _ in there:
+        for gradient in there:
             gradient *= CLIP / max(norm, CLIP)
         return True
 
@@ -156,11 +158,11 @@ class _Run:
         self.curve.append((step, error))
 
     def _copy(self) -> list[Tensor]:
-        return [weight.detach().clone() for weight in self._weights]
+        return [weight.detach().clone() for weight in self.module.weights]
 
     @torch.no_grad()
     def _set(self, weights: Sequence[Tensor]) -> None:
-        for weight, value in zip(self._weights, weights, strict=True):
+        for weight, value in zip(self.module.weights, weights, strict=True):
             weight.copy_(value)
 
     def _draws(self) -> Iterator[tuple[Feed, int | None]]:
@@ -176,22 +178,6 @@ def _rate(step: int, steps: int) -> float:
     """Factor of the learning rate: up in a line, then down along a cosine."""
     rising = max(1, round(WARM_UP * steps))
     return min(1.0, (step + 1) / rising) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-
-
-def _sizes(module: TorchGraph) -> list[float]:
-    """Root mean square of each weight, which its rate is relative to; a bias counts at least as much as its weight.
-
-    Folding leaves weights of very different sizes, as the inputs of the layers are no longer normalised.
-    """
-    of_weight: dict[Node, float] = {}
-    sizes: list[float] = []
-    for weight, places in zip(module.weights, module.places, strict=True):
-        size = float(weight.detach().square().mean().sqrt())
-        node, index = places[0]
-        if index == 1:
-            of_weight[node] = size
-        sizes.append(max(size, of_weight.get(node, 0.0)) or 1e-3)
-    return sizes
 
 
 def _mixed_inputs(graph: Graph, feed: Feed) -> list[str]:
