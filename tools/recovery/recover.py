@@ -18,7 +18,7 @@ from planish.ir.types import TensorType
 
 Feed = Mapping[str, np.ndarray]
 
-LEARNING_RATE = 0.01
+LEARNING_RATE = 0.006
 HELD_OUT_SHARE = 8  # one feed of so many is held out where the caller gives none
 
 

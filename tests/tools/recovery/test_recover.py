@@ -122,7 +122,7 @@ def test_start_weights_stay_where_nothing_is_better():
 def test_weights_keep_their_dtype():
     teacher = model(dtypes.f16)
     student, layers, pairs = spoiled(teacher)
-    found = recover(student, teacher, layers, pairs, feeds(dtype=np.float16), steps=60, threads=1)
+    found = recover(student, teacher, layers, pairs, feeds(dtype=np.float16), steps=60, threads=1, learning_rate=0.03)
     assert found.after < found.before / 2
     assert {weight.dtype for weight in weights(student)} == {np.dtype(np.float16)}
 
