@@ -94,6 +94,7 @@ def measured(graph: Graph, data: CalibrationSet, metric: Metric) -> float:
 
 
 def control(
+    original: Graph,
     make_graph: Callable[[], Graph],
     make_context: Callable[[], Context],
     pipeline: Pipeline,
@@ -102,14 +103,14 @@ def control(
     max_drop: float,
     on_attempt: Callable[[str], None],
 ) -> Controlled:
-    """Run the pipeline with ever more careful settings until the metric falls by at most `max_drop`.
+    """Run the pipeline with ever more careful settings until the metric falls by at most `max_drop` below `original`'s.
 
     Raises GateError (exit code 6) with the way there if no setting reaches that, UsageError if nothing integerizes.
     """
     if not any(isinstance(step, Integerize) for step in pipeline.leaves()):
         raise UsageError("--max-drop is for recipes that integerize", remedy="add --recipe integer")
     on_attempt("measure the original")
-    reference = measured(make_graph(), data, metric)
+    reference = measured(original, data, metric)
     attempts: list[Attempt] = []
     errors: list[LayerError] = []
     for setting, options in _settings(errors):

@@ -110,7 +110,24 @@ def optimize(
     max_drop: Annotated[
         float | None,
         typer.Option(
-            help="By how much the metric may fall: more bits, then floats, are given to the worst layers; else exit 6.",
+            help="By how much the metric may fall: recipe integer gives the worst layers more bits, then floats, else"
+            " exit 6; recipe unify replaces as many norms as that allows.",
+            show_default=False,
+        ),
+    ] = None,
+    max_nmse: Annotated[
+        float | None,
+        typer.Option(
+            help="Recipe unify, without a metric: error of the outputs, over their variance, that replaced norms may"
+            " cause. Default: 0.02.",
+            show_default=False,
+        ),
+    ] = None,
+    recover: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe unify: train the layers that took norms in against the original for so long (3m, 90s), on"
+            " unlabelled samples of --calib; needs the torch extra.",
             show_default=False,
         ),
     ] = None,
@@ -181,6 +198,8 @@ def optimize(
             "calib_cache": calib_cache,
             "metric": metric,
             "max_drop": max_drop,
+            "max_nmse": max_nmse,
+            "recover": None if recover is None else _seconds(recover),
             "verify_with": verify_with,
             "verify": verify,
             "bench": bench or min_speedup is not None,

@@ -19,10 +19,12 @@ from planish.frontend.calibration import CalibrationSet, InputSpec, open_calibra
 from planish.frontend.feeds import Feeds
 from planish.frontend.weights import check_weights
 from planish.ir.errors import GateError, MismatchError, UnsupportedOp, UsageError
-from planish.ir.graph import Graph
+from planish.ir.graph import Graph, Node, Value
 from planish.ir.types import TensorType
-from planish.passes.base import Context, Observer, Pass, Pipeline, pipeline_exactness
+from planish.passes.base import Context, Observer, Pass, Pipeline, Recover, pipeline_exactness
 from planish.passes.exactness import Exactness
+from planish.passes.integer import Integerize
+from planish.passes.norms import UnifyNorms
 from planish.passes.observers import VerifyEach
 from planish.passes.pipelines import RECIPES, parse_pipeline, recipe
 from planish.passes.rewrite import Fuel
@@ -67,6 +69,8 @@ class Job:
     verify_with: other samples to compare artifact and original on; None takes those of `calib`.
     calib_cache: file to keep calibration statistics in, or to read them from.
     metric: "file.py:function" that judges outputs (None: top-1); max_drop: by how much it may fall, None for no bar.
+    max_nmse: error of the outputs over their variance that replaced norms may cause, None for the pass's own bar.
+    recover: seconds to train the layers that took norms in for, against the original; None doesn't.
     verify: compare artifact and original; bench: time both. threads: of ONNX Runtime while timing.
     min_speedup: fail (exit code 6) if the artifact isn't that many times faster.
     """
@@ -81,6 +85,8 @@ class Job:
     calib_cache: Path | None = None
     metric: str | None = None
     max_drop: float | None = None
+    max_nmse: float | None = None
+    recover: float | None = None
     verify: bool = True
     bench: bool = True
     threads: int = 1
@@ -176,6 +182,27 @@ class _Calibrating(Observer):
         self.progress.advance(done, total)
 
 
+def recovering(seconds: float, seed: int, progress: Progress) -> Recover:
+    """What trains layers for so long. Raises UsageError if torch is missing."""
+    from planish.tools.recovery.recover import recover
+
+    def run(
+        student: Graph,
+        teacher: Graph,
+        trainable: Sequence[Node],
+        pairs: Sequence[tuple[Value, Value]],
+        feeds: Sequence[Feeds],
+        held_out: Sequence[Feeds],
+    ) -> object:
+        progress.stage("train")
+        return recover(
+            student, teacher, trainable, pairs, feeds,
+            held_out=held_out, seconds=seconds, seed=seed, on_progress=progress.advance,
+        )  # fmt: skip
+
+    return run
+
+
 class _Run:
     def __init__(self, job: Job, progress: Progress):
         self.job, self.progress = job, progress
@@ -203,7 +230,9 @@ class _Run:
                     data = open_calibration(job.calib, inputs, seed=job.seed, batch=CALIBRATION_BATCH)
                 self.context.calibration = data
             controlled = None
-            if job.max_drop is not None or job.metric is not None:
+            self._prepare_unifying(inputs)
+            job = self.job
+            if (job.max_drop is not None or job.metric is not None) and self._has(Integerize):
                 controlled = self._controlled(inputs)
                 graph, self.context = controlled.graph, controlled.context
                 job = self.job = replace(job, pipeline=controlled.pipeline)
@@ -230,6 +259,34 @@ class _Run:
                     manifests.write_measurements(folder, outcome.measurements.to_dict())
         return outcome
 
+    def _has(self, kind: type[Pass]) -> bool:
+        return any(isinstance(step, kind) for step in self.job.pipeline.leaves())
+
+    def _prepare_unifying(self, inputs: Mapping[str, InputSpec]) -> None:
+        """Hand the bars, the data to report on and the training to `unify-norms`, if the pipeline has it."""
+        job, context = self.job, self.context
+        if not self._has(UnifyNorms):
+            if job.max_nmse is not None or job.recover is not None:
+                raise UsageError("--max-nmse and --recover are for replaced norms", remedy="add --recipe unify")
+            if (job.max_drop is not None or job.metric is not None) and not self._has(Integerize):
+                raise UsageError(
+                    "--metric and --max-drop are for recipes that change what a model computes",
+                    remedy="add --recipe integer or --recipe unify",
+                )
+            return
+        options: dict[str, float] = {}
+        if job.max_nmse is not None:
+            options["max_nmse"] = job.max_nmse
+        if job.max_drop is not None:  # the second half is for the codes
+            options["max_drop"] = job.max_drop / 2 if self._has(Integerize) else job.max_drop
+        self.job = replace(job, pipeline=job.pipeline.with_options(UnifyNorms.name, **options))
+        if job.verify_with is not None:
+            context.evaluation = open_calibration(job.verify_with, inputs, seed=job.seed, batch=VERIFY_BATCH)
+        if job.max_drop is not None or job.metric is not None:
+            context.metric = metric_named(job.metric)
+        if job.recover is not None:
+            context.recover = recovering(job.recover, job.seed, self.progress)
+
     def _controlled(self, inputs: Mapping[str, InputSpec]) -> Controlled:
         """The pipeline with the accuracy bar. Statistics are kept between attempts."""
         job, context = self.job, self.context
@@ -238,6 +295,11 @@ class _Run:
             raise UsageError("--metric and --max-drop need data", remedy="give some with --calib or --verify-with")
         data = open_calibration(source, inputs, seed=job.seed, batch=VERIFY_BATCH)
         metric = metric_named(job.metric)
+        original = load(job.source, shapes=job.shapes)
+        before, rest = _split_at(job.pipeline, UnifyNorms)
+        with self._stage("optimize"):
+            graph = original.clone()[0]
+            before.run(graph, context)
         with tempfile.TemporaryDirectory(prefix="planish-") as folder:
             cache = context.statistics_cache or Path(folder) / "statistics.npz"
 
@@ -246,15 +308,16 @@ class _Run:
 
             with self._stage("optimize"):
                 found = control(
-                    lambda: load(job.source, shapes=job.shapes),
-                    lambda: replace(context, statistics_cache=cache, records=[]),
-                    job.pipeline,
+                    original,
+                    lambda: graph.clone()[0],
+                    lambda: replace(context, statistics_cache=cache, records=list(context.records)),
+                    rest,
                     data,
                     metric,
                     math.inf if job.max_drop is None else job.max_drop,
                     attempt,
                 )
-        return found
+        return replace(found, pipeline=before + found.pipeline)
 
     def _checked(self, outcome: Outcome, folder: Path, graph: Graph, inputs: Mapping[str, InputSpec]) -> Outcome:
         job, artifact = self.job, outcome.written.model
@@ -304,6 +367,12 @@ class _Run:
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _split_at(pipeline: Pipeline, kind: type[Pass]) -> tuple[Pipeline, Pipeline]:
+    """The steps up to the last of a kind, and the rest; all are in the rest if there is none."""
+    last = max((i for i, step in enumerate(pipeline.steps, 1) if isinstance(step, kind)), default=0)
+    return Pipeline(*pipeline.steps[:last]), Pipeline(*pipeline.steps[last:])
 
 
 def resolve_pipeline(text: str) -> Pipeline:

@@ -12,9 +12,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 from rich.text import Text
 
+from planish.passes.norms.judging import Distance
+from planish.passes.norms.unify_report import UnifyReport
 from planish.tools.accuracy_control import Controlled, table_rows
 from planish.tools.compiling import Outcome, agreement
 from planish.tools.measure import Measurements
+from planish.tools.recovery.recover import Recovery
 from planish.tools.verify import Verification
 
 SHOWN_LAYERS = 10  # rows of the table of sensitive layers
@@ -49,6 +52,9 @@ def render(outcome: Outcome, *, times: bool = False) -> Group:
         parts.append(_stage_table(outcome))
     if outcome.controlled is not None:
         parts += [_sensitivity_table(outcome.controlled), _attempt_table(outcome.controlled)]
+    for report in outcome.context.reports:
+        if isinstance(report, UnifyReport):
+            parts += [_norm_table(report), _curve_table(report)]
     parts.append(_summary(outcome))
     return Group(*parts)
 
@@ -130,6 +136,50 @@ def _attempt_table(controlled: Controlled) -> Table:
     return table
 
 
+def _norm_table(report: UnifyReport) -> Table:
+    table = Table(title="Norms", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("norm", overflow="fold")
+    table.add_column("map")
+    table.add_column("now")
+    for name in ("spread", "peak", "error here", "of outputs", "metric"):
+        table.add_column(name, justify="right")
+    for row in report.norms:
+        table.add_row(
+            row.name,
+            row.variant if row.state != "kept" else "",
+            Text(row.state, style="" if row.state == "kept" else "green"),
+            f"{100 * row.deviations.variation:.0f} %",
+            f"{row.deviations.peak:.1f}",
+            f"{100 * row.local_nmse:.2g} %",
+            *_distance(row.alone),
+        )
+    return table
+
+
+def _curve_table(report: UnifyReport) -> Table:
+    title = f"Error against norms replaced ({report.budget})"
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column("norms", justify="right")
+    table.add_column("the last", overflow="fold")
+    for name in ("of outputs", "metric"):
+        table.add_column(name, justify="right")
+    for step in report.curve:
+        note = "" if step.accepted else " (too much)"
+        table.add_row(str(step.count), step.norm + note, *_distance(step.distance))
+    replaced = sum(row.state != "kept" for row in report.norms)
+    if isinstance(report.recovery, Recovery):
+        training = f"trained for {report.recovery.steps} steps, "
+    else:
+        training = ""
+    table.add_row(str(replaced), f"{training}on the samples to choose by", *_distance(report.chosen), style="bold")
+    table.add_row(str(replaced), f"{training}on samples seen only now", *_distance(report.reported), style="bold")
+    return table
+
+
+def _distance(distance: Distance) -> tuple[str, str]:
+    return f"{100 * distance.nmse:.2g} %", "" if distance.drop is None else f"{-distance.drop:+.3g}"
+
+
 def _stage_table(outcome: Outcome) -> Table:
     table = Table(title="Stages", title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.add_column("stage")
@@ -197,6 +247,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "passes": pass_rows(outcome),
         "verification": None if outcome.verification is None else outcome.verification.to_dict(),
         "unverified": outcome.unverified,
+        "norms": [r.to_dict() for r in outcome.context.reports if isinstance(r, UnifyReport)],
         "accuracy": None if outcome.controlled is None else _accuracy(outcome.controlled),
         "measurements": None if outcome.measurements is None else outcome.measurements.to_dict(),
         "seconds": dict(outcome.seconds),

@@ -12,7 +12,7 @@ import numpy as np
 
 from planish.passes.raising.weights import Affine
 
-RIDGE = 1e-3  # of the mean variance of a channel, added to every one: the full map has as many numbers as a weight
+RIDGE = 1e-2  # of the mean variance of a channel, added to every one: 1e-3 errs more on tokens not fitted on
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ class Fit:
         """What the tokens are like."""
         s, m = np.concatenate(self._deviations), np.concatenate(self._means)
         mean = max(float(s.mean()), 1e-30)
-        return Deviations(float(s.std()) / mean, float(s.max()) / max(float(np.median(s)), 1e-30), float(m.std()) / mean)
+        return Deviations(
+            float(s.std()) / mean, float(s.max()) / max(float(np.median(s)), 1e-30), float(m.std()) / mean
+        )
 
     def diagonal(self) -> Affine:
         """a * x + d, channel by channel: a = cov(x, y) / var(x), d = mean(y) - a mean(x)."""

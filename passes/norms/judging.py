@@ -16,6 +16,7 @@ from planish.ir.errors import CalibrationError
 from planish.ir.graph import Graph, Value
 from planish.passes.base import Context, Feeds, Metric, PreparedTaps
 
+_PARTS = 16  # of a set, that the doubt about a metric is estimated from
 _SHARES = {"fit": 2, "rank": 1, "report": 1}  # of the calibration feeds; without a report set of its own
 
 
@@ -36,11 +37,15 @@ class ThreeSets:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a graph is from the original: energy of the differences of its outputs over their variance, and by how
-    much the metric falls (None where there is no metric)."""
+    """How far a graph is from the original.
+
+    nmse: energy of the differences of its outputs over their variance. drop: by how much the metric falls, None without
+    one. doubt: standard error of drop, as this many samples allow no better.
+    """
 
     nmse: float
     drop: float | None = None
+    doubt: float = 0.0
 
 
 def three_sets(context: Context) -> ThreeSets:
@@ -93,26 +98,39 @@ class Judge:
         self.names = getattr(original.tail.op, "names", ()) if original.tail is not None else ()
         self.metric: Metric | None = context.metric
         self.expected = self._outputs(original)
-        self.score = self._score(self.expected)
 
     def distance(self, graph: Graph) -> Distance:
         """How far `graph` is from the original."""
         found = self._outputs(graph)
         errors = [_nmse(new, old) for new, old in zip(found, self.expected, strict=True) if old.dtype.kind == "f"]
-        score = self._score(found)
-        drop = None if score is None or self.score is None else self.score - score
-        return Distance(float(np.mean(errors)) if errors else 0.0, drop)
+        nmse = float(np.mean(errors)) if errors else 0.0
+        if self.metric is None:
+            return Distance(nmse)
+        rows = np.arange(len(found[0]))
+        parts = [self._drop(found, part) for part in np.array_split(rows, min(_PARTS, len(rows)))]
+        return Distance(nmse, self._drop(found, rows), float(np.std(parts)) / max(len(parts) - 1, 1) ** 0.5)
+
+    def _drop(self, found: list[np.ndarray], rows: np.ndarray) -> float:
+        """By how much the metric falls on some rows of the outputs; on all, if these don't go with the samples."""
+        assert self.metric is not None
+        labels, count = self.samples.labels, len(found[0])
+        aligned = labels is None or len(labels) == count
+        whole = not aligned or any(len(output) != count for output in found)
+        chosen = slice(None) if whole else rows
+        then, now = (
+            self.metric(
+                {name: output[chosen] for name, output in zip(self.names, outputs, strict=True)},
+                None if labels is None else labels[chosen],
+            )
+            for outputs in (self.expected, found)
+        )
+        return then - now
 
     def _outputs(self, graph: Graph) -> list[np.ndarray]:
         """The outputs on all feeds, each joined along axis 0."""
         run = self.taps(graph, list(graph.outputs))
         parts = [run(feed) for feed in self.samples.feeds]
         return [_joined([np.atleast_1d(part[i]) for part in parts]) for i in range(len(graph.outputs))]
-
-    def _score(self, outputs: list[np.ndarray]) -> float | None:
-        if self.metric is None:
-            return None
-        return self.metric(dict(zip(self.names, outputs, strict=True)), self.samples.labels)
 
 
 def tapped(context: Context, graph: Graph, values: Sequence[Value]) -> PreparedTaps:

@@ -9,6 +9,8 @@ from typing import ClassVar
 
 from planish.ir.errors import UsageError
 from planish.ir.graph import Graph, Node
+from planish.ir.op import Const, constant
+from planish.ir.ops import Linear
 from planish.passes.base import Context, Pass
 from planish.passes.exactness import Exactness, approximate
 from planish.passes.norms.converting import Conversion, convert, converted, norms_of, vanishes
@@ -20,7 +22,20 @@ from planish.passes.rewrite import Changes
 VARIANTS = ("auto", "diagonal", "full")
 _LOOKAHEAD = 3  # norms that are tried for each one that is taken
 _TOKENS_PER_CHANNEL = 100  # that a map is fitted on while norms are chosen
+_KEPT_AT_MOST = 4  # norms that stay in the graphs that are trained
+_HELD_OUT_EVERY = 4  # feeds of the set to choose on, that training doesn't see
+BY = "unify-norms"
 Plan = dict[int, Conversion]
+
+
+@dataclass
+class _Result:
+    """A plan, its distance on the report set, and if its layers were trained the graph that they were trained in."""
+
+    plan: Plan
+    distance: Distance
+    graph: Graph | None = None
+    recovery: object = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +52,7 @@ class UnifyNorms(Pass):
     0 for none. Source: Unified Normalization (arXiv 2208.01313) for what is left: a norm that is a constant.
     """
 
-    name: ClassVar[str] = "unify-norms"
+    name: ClassVar[str] = BY
     exactness: ClassVar[Exactness] = approximate(3.0)
     needs_calibration: ClassVar[bool] = True
     variant: str = "auto"
@@ -62,10 +77,10 @@ class UnifyNorms(Pass):
                     changes.rewrites[f"{finding.state}, {finding.variant}"] += 1
         return changes
 
-    def allows(self, distance: Distance) -> bool:
-        """True if the error is within the budget."""
+    def allows(self, distance: Distance, doubts: float = 0.0) -> bool:
+        """True if the error is within the budget, or so many standard errors from it."""
         if self.max_drop is not None and distance.drop is not None:
-            return math.isfinite(distance.nmse) and distance.drop <= self.max_drop
+            return distance.nmse < 1 and distance.drop - doubts * distance.doubt <= self.max_drop
         return distance.nmse <= self.max_nmse
 
     @property
@@ -97,12 +112,57 @@ class _Search:
             options = [({number: conversion}, conversion) for conversion in self._options(self.fits[number])]
             tried = [(self._distance(plan), conversion) for plan, conversion in options]
             self.alone[number], self.first[number] = min(tried, key=lambda pair: _key(pair[0]))
+        judge = Judge(self.graph, self.sets.report, self.context)
         plans = self._greedy()
-        best, reported = self._within_budget(plans)
-        chosen = self._distance(best) if best else Distance(0.0, 0.0 if self.judge.metric else None)
-        findings = self._findings(best)
+        best = self._best_recovered(judge, len(plans) - 1) or self._best(judge, plans)
+        chosen = self.judge.distance(best.graph or converted(self.graph, best.plan, BY)[0])
+        findings = self._findings(best.plan)
         self._apply(best)
-        return UnifyReport(tuple(findings), tuple(self.curve), self.step.budget, chosen, reported)
+        return UnifyReport(tuple(findings), tuple(self.curve), self.step.budget, chosen, best.distance, best.recovery)
+
+    def _best_recovered(self, judge: Judge, without: int) -> _Result | None:
+        """The most norms that training keeps within the budget on the report set, if more than `without` it."""
+        if self.context.recover is None:
+            return None
+        order = sorted(self.alone, key=lambda number: _key(self.alone[number]))
+        for count in range(len(order), max(without, len(order) - _KEPT_AT_MOST - 1), -1):
+            result = self._recovered({number: self.first[number] for number in order[:count]})
+            assert result.graph is not None
+            result.distance = judge.distance(result.graph)
+            if self.step.allows(result.distance):
+                return result
+        return None
+
+    def _best(self, judge: Judge, plans: list[Plan]) -> _Result:
+        """The longest plan that is within the budget on the report set, by bisection; each fitted from front to back."""
+        best = _Result({}, Distance(0.0, None if judge.metric is None else 0.0))
+        low, high = 0, len(plans) - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            plan = self._in_order(plans[middle])
+            distance = judge.distance(converted(self.graph, plan, BY)[0])
+            if self.step.allows(distance):
+                low, best = middle, _Result(plan, distance)
+            else:
+                high = middle - 1
+        return best
+
+    def _recovered(self, plan: Plan) -> _Result:
+        """The plan, fitted from front to back, with the layers that took norms in trained against the original."""
+        assert self.context.recover is not None
+        plan = self._in_order(plan)
+        student, nodes = converted(self.graph, plan, BY)
+        trainable = [node for node in student.nodes(Linear) if node.loc.via[-1:] == (BY,)]
+        pairs = [
+            (mine.inputs[0], norm.inputs[0])
+            for mine, norm in zip(nodes, self.norms, strict=True)
+            if mine.inputs[0].node is None or mine.inputs[0].node.graph is student
+        ]
+        rank = self.sets.rank.feeds
+        held_out = rank[::_HELD_OUT_EVERY]
+        training = [*self.sets.fit.feeds, *(feed for i, feed in enumerate(rank) if i % _HELD_OUT_EVERY)]
+        recovery = self.context.recover(student, self.graph, trainable, pairs, training, held_out)
+        return _Result(plan, Distance(0.0), student, recovery)
 
     def _greedy(self) -> list[Plan]:
         """Plans of 0, 1, 2 .. norms within the budget on the set to choose on."""
@@ -121,24 +181,13 @@ class _Search:
                 plan = {**plans[-1], number: conversion}
                 tried.append((self._distance(plan), number, plan))
             distance, number, plan = min(tried, key=lambda entry: (_key(entry[0]), entry[1]))
-            accepted = self.step.allows(distance)
+            accepted = self.step.allows(distance, doubts=2)
             self.curve.append(Step(len(plan), _name(self.norms[number]), distance, accepted))
             if not accepted:
                 break
             left.remove(number)
             plans.append(plan)
         return plans
-
-    def _within_budget(self, plans: list[Plan]) -> tuple[Plan, Distance]:
-        """The largest plan, fitted once more from front to back, that keeps the budget on samples seen only here."""
-        judge = Judge(self.graph, self.sets.report, self.context)
-        for plan in reversed(plans[1:]):
-            for candidate in (self._in_order(plan), plan):
-                copy, _ = converted(self.graph, candidate, self.step.name)
-                distance = judge.distance(copy)
-                if self.step.allows(distance):
-                    return candidate, distance
-        return {}, Distance(0.0, None if judge.metric is None else 0.0)
 
     def _in_order(self, plan: Plan) -> Plan:
         """The plan with each map fitted on what the norms before it have become."""
@@ -169,7 +218,7 @@ class _Search:
         Unless all samples are wanted, stops when there are enough tokens to choose by.
         """
         chosen = list(numbers)
-        copy, nodes = converted(self.graph, plan, self.step.name)
+        copy, nodes = converted(self.graph, plan, BY)
         original = tapped(self.context, self.graph, [self.norms[i].result for i in chosen])
         now = tapped(self.context, copy, [nodes[i].inputs[0] for i in chosen])
         fits = {i: Fit(self.norms[i].result.tensor.dims[-1]) for i in chosen}  # type: ignore[arg-type]
@@ -181,7 +230,7 @@ class _Search:
         return fits
 
     def _distance(self, plan: Plan) -> Distance:
-        copy, _ = converted(self.graph, plan, self.step.name)
+        copy, _ = converted(self.graph, plan, BY)
         distance = self.judge.distance(copy)
         self.done += 1
         self.total = max(self.total, self.done)
@@ -198,30 +247,36 @@ class _Search:
                 state, note = "kept", self._why_kept(plan, number)
             else:
                 state, note = "folded" if vanishes(norm) else "product and sum", fit.deviations().warning()
-            found.append(
-                NormFinding(
-                    _name(norm), conversion.variant, state, note, fit.deviations(), fit.error(self.first[number].linear),
-                    alone,
-                )
-            )  # fmt: skip
+            local = fit.error(self.first[number].linear)
+            found.append(NormFinding(_name(norm), conversion.variant, state, note, fit.deviations(), local, alone))
         return found
 
     def _why_kept(self, plan: Plan, number: int) -> str:
         if self._breaks_anchors(plan, number):
             return f"it is the one of {self.step.anchor_every} norms in a row that stays"
-        alone = self.alone[number]
-        text = f"replacing it alone errs by {100 * alone.nmse:.2g} % of the outputs' variance"
-        warning = self.fits[number].deviations().warning()
-        return text + (f"; {warning}" if warning else "") + f"; budget: {self.step.budget}"
+        return f"the budget allows no more: {self.step.budget}"
 
-    def _apply(self, plan: Plan) -> None:
+    def _apply(self, result: _Result) -> None:
         """Rewrite the graph itself."""
-        for number, conversion in plan.items():
+        for number, conversion in result.plan.items():
             if self.context.fuel is not None:
                 if self.context.fuel.left <= 0:
                     return
                 self.context.fuel.burn()
-            convert(self.graph, self.norms[number], conversion, self.step.name)
+            convert(self.graph, self.norms[number], conversion, BY)
+        if result.graph is not None:
+            _take_weights(self.graph, result.graph)
+
+
+def _take_weights(graph: Graph, trained: Graph) -> None:
+    """Give the linear layers of `graph` the constants of their twins."""
+    for mine, other in zip(graph.nodes(Linear), trained.nodes(Linear), strict=True):
+        for index, operand in enumerate(other.operands[1:], 1):
+            data = constant(operand)
+            if data is not None and data is not constant(mine.operands[index]):
+                made = graph.add(Const(data), loc=mine.loc, before=mine).result
+                graph.set_operand(mine, index, made)
+    graph.erase_dead()
 
 
 def _key(distance: Distance) -> float:
