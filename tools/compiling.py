@@ -19,9 +19,9 @@ from planish.frontend.calibration import CalibrationSet, InputSpec, open_calibra
 from planish.frontend.feeds import Feeds
 from planish.frontend.weights import check_weights
 from planish.ir.errors import GateError, MismatchError, UnsupportedOp, UsageError
-from planish.ir.graph import Graph, Node, Value
+from planish.ir.graph import Graph
 from planish.ir.types import TensorType
-from planish.passes.base import Context, Observer, Pass, Pipeline, Recover, pipeline_exactness
+from planish.passes.base import Context, Observer, Pass, Pipeline, pipeline_exactness
 from planish.passes.exactness import Exactness
 from planish.passes.integer import Integerize
 from planish.passes.norms import UnifyNorms
@@ -34,6 +34,7 @@ from planish.tools.artifact import artifact_folder
 from planish.tools.description import describe, source_files, source_ops
 from planish.tools.measure import Measurements, measure_models
 from planish.tools.model_stats import ModelStats, bytes_of, graph_ops
+from planish.tools.unifying import has, recovering, split_after, unifying_options
 from planish.tools.verify import ROUNDING, Tolerance, Verification, first_divergence, verify
 from planish.tools.writing import Written, write_for
 
@@ -182,27 +183,6 @@ class _Calibrating(Observer):
         self.progress.advance(done, total)
 
 
-def recovering(seconds: float, seed: int, progress: Progress) -> Recover:
-    """What trains layers for so long. Raises UsageError if torch is missing."""
-    from planish.tools.recovery.recover import recover
-
-    def run(
-        student: Graph,
-        teacher: Graph,
-        trainable: Sequence[Node],
-        pairs: Sequence[tuple[Value, Value]],
-        feeds: Sequence[Feeds],
-        held_out: Sequence[Feeds],
-    ) -> object:
-        progress.stage("train")
-        return recover(
-            student, teacher, trainable, pairs, feeds,
-            held_out=held_out, seconds=seconds, seed=seed, on_progress=progress.advance,
-        )  # fmt: skip
-
-    return run
-
-
 class _Run:
     def __init__(self, job: Job, progress: Progress):
         self.job, self.progress = job, progress
@@ -230,9 +210,8 @@ class _Run:
                     data = open_calibration(job.calib, inputs, seed=job.seed, batch=CALIBRATION_BATCH)
                 self.context.calibration = data
             controlled = None
-            self._prepare_unifying(inputs)
-            job = self.job
-            if (job.max_drop is not None or job.metric is not None) and self._has(Integerize):
+            job = self.job = self._with_bars(inputs)
+            if (job.max_drop is not None or job.metric is not None) and has(job.pipeline, Integerize):
                 controlled = self._controlled(inputs)
                 graph, self.context = controlled.graph, controlled.context
                 job = self.job = replace(job, pipeline=controlled.pipeline)
@@ -257,35 +236,25 @@ class _Run:
                 manifests.write_manifest(folder, describe(outcome, folder, graph))
                 if outcome.measurements is not None:
                     manifests.write_measurements(folder, outcome.measurements.to_dict())
+            with self._stage("report"):
+                from planish.tools.report import write_report  # it draws what this module defines
+
+                write_report(folder, outcome)
         return outcome
 
-    def _has(self, kind: type[Pass]) -> bool:
-        return any(isinstance(step, kind) for step in self.job.pipeline.leaves())
-
-    def _prepare_unifying(self, inputs: Mapping[str, InputSpec]) -> None:
-        """Hand the bars, the data to report on and the training to `unify-norms`, if the pipeline has it."""
+    def _with_bars(self, inputs: Mapping[str, InputSpec]) -> Job:
+        """The job with its bars handed to the passes that replace norms, and what these need in the context."""
         job, context = self.job, self.context
-        if not self._has(UnifyNorms):
-            if job.max_nmse is not None or job.recover is not None:
-                raise UsageError("--max-nmse and --recover are for replaced norms", remedy="add --recipe unify")
-            if (job.max_drop is not None or job.metric is not None) and not self._has(Integerize):
-                raise UsageError(
-                    "--metric and --max-drop are for recipes that change what a model computes",
-                    remedy="add --recipe integer or --recipe unify",
-                )
-            return
-        options: dict[str, float] = {}
-        if job.max_nmse is not None:
-            options["max_nmse"] = job.max_nmse
-        if job.max_drop is not None:  # the second half is for the codes
-            options["max_drop"] = job.max_drop / 2 if self._has(Integerize) else job.max_drop
-        self.job = replace(job, pipeline=job.pipeline.with_options(UnifyNorms.name, **options))
+        options = unifying_options(job.pipeline, job.max_drop, job.max_nmse, job.recover, job.metric)
+        if not has(job.pipeline, UnifyNorms):
+            return job
         if job.verify_with is not None:
             context.evaluation = open_calibration(job.verify_with, inputs, seed=job.seed, batch=VERIFY_BATCH)
         if job.max_drop is not None or job.metric is not None:
             context.metric = metric_named(job.metric)
         if job.recover is not None:
-            context.recover = recovering(job.recover, job.seed, self.progress)
+            context.recover = recovering(job.recover, job.seed, self.progress.stage, self.progress.advance)
+        return replace(job, pipeline=job.pipeline.with_options(UnifyNorms.name, **options))
 
     def _controlled(self, inputs: Mapping[str, InputSpec]) -> Controlled:
         """The pipeline with the accuracy bar. Statistics are kept between attempts."""
@@ -296,7 +265,7 @@ class _Run:
         data = open_calibration(source, inputs, seed=job.seed, batch=VERIFY_BATCH)
         metric = metric_named(job.metric)
         original = load(job.source, shapes=job.shapes)
-        before, rest = _split_at(job.pipeline, UnifyNorms)
+        before, rest = split_after(job.pipeline, UnifyNorms)
         with self._stage("optimize"):
             graph = original.clone()[0]
             before.run(graph, context)
@@ -367,12 +336,6 @@ class _Run:
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def _split_at(pipeline: Pipeline, kind: type[Pass]) -> tuple[Pipeline, Pipeline]:
-    """The steps up to the last of a kind, and the rest; all are in the rest if there is none."""
-    last = max((i for i, step in enumerate(pipeline.steps, 1) if isinstance(step, kind)), default=0)
-    return Pipeline(*pipeline.steps[:last]), Pipeline(*pipeline.steps[last:])
 
 
 def resolve_pipeline(text: str) -> Pipeline:

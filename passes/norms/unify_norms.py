@@ -134,7 +134,7 @@ class _Search:
         return None
 
     def _best(self, judge: Judge, plans: list[Plan]) -> _Result:
-        """The longest plan that is within the budget on the report set, by bisection; each fitted from front to back."""
+        """The longest plan that is within the budget on the report set, by bisection; fitted from front to back."""
         best = _Result({}, Distance(0.0, None if judge.metric is None else 0.0))
         low, high = 0, len(plans) - 1
         while low < high:

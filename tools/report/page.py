@@ -1,0 +1,81 @@
+"""The page: what the result screen says, with the pictures that a terminal can't show."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from planish.passes.norms.judging import Distance
+from planish.passes.norms.unify_report import UnifyReport
+from planish.tools.compiling import Outcome, agreement
+from planish.tools.recovery.recover import Recovery
+from planish.tools.report.curve import error_curve, training_curve
+from planish.tools.screen import mib, pass_rows, speed_line
+
+FILE = "report.html"
+
+
+def write_report(folder: Path, outcome: Outcome) -> None:
+    """Write report.html into an artifact folder."""
+    import jinja2
+
+    source = (Path(__file__).parent / "page.html.j2").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    before, after = Counter(outcome.before.ops), Counter(outcome.after.ops)
+    ops = sorted(set(before) | set(after), key=lambda op: (-max(before[op], after[op]), op))
+    text = page.render(
+        model=outcome.job.source.name,
+        target=outcome.job.target.name,
+        summary=_summary(outcome),
+        unified=[_norms(report) for report in outcome.context.reports if isinstance(report, UnifyReport)],
+        ops=[(op, before[op], after[op]) for op in ops] + [("all", outcome.before.nodes, outcome.after.nodes)],
+        passes=[_pass(row) for row in pass_rows(outcome)],
+    )
+    (folder / FILE).write_text(text, encoding="utf-8")
+
+
+def _summary(outcome: Outcome) -> list[tuple[str, str]]:
+    verified = outcome.verification
+    rows = [
+        ("pipeline", str(outcome.job.pipeline)),
+        ("size", f"{mib(outcome.before.bytes)} → {mib(outcome.after.bytes)}"),
+        ("nodes", f"{outcome.before.nodes} → {outcome.after.nodes}"),
+        ("agreement", f"not verified: {outcome.unverified}" if verified is None else agreement(verified)),
+    ]
+    if outcome.measurements is not None:
+        rows.append(("speed", speed_line(outcome.measurements).plain))
+    return rows
+
+
+def _norms(report: UnifyReport) -> dict[str, Any]:
+    training = report.recovery if isinstance(report.recovery, Recovery) else None
+    return {
+        "budget": report.budget,
+        "curve": error_curve(report),
+        "training": None if training is None else training_curve(training),
+        "steps": 0 if training is None else training.steps,
+        "rows": [
+            (
+                row.name,
+                "" if row.state == "kept" else row.variant,
+                row.state,
+                f"{100 * row.deviations.variation:.0f} %",
+                f"{row.deviations.peak:.1f}",
+                f"{100 * row.local_nmse:.2g} %",
+                *distance_cells(row.alone),
+                row.note,
+            )
+            for row in report.norms
+        ],
+    }
+
+
+def distance_cells(distance: Distance) -> tuple[str, str]:
+    """Error of the outputs, and change of the metric, as text."""
+    return f"{100 * distance.nmse:.2g} %", "" if distance.drop is None else f"{-distance.drop:+.3g}"
+
+
+def _pass(row: dict[str, Any]) -> tuple[str, int, str, list[str]]:
+    what = ", ".join(f"{rule} {n}" for rule, n in row["rules"].items() if rule != row["name"])
+    return row["name"], row["rewrites"], what, [f"left alone, {n}: {reason}" for reason, n in row["skipped"].items()]
