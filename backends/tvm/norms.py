@@ -1,4 +1,4 @@
-"""Layer and root-mean-square normalisation of codes, a few rows at a time."""
+"""Layer and root-mean-square normalisation of codes, some rows at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, spans
@@ -16,31 +15,32 @@ from planish.backends.tvm.isa import Isa, reduced
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.narrow import narrowed, narrows
 from planish.backends.tvm.plain import variable
-from planish.backends.tvm.regions import Region
-from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
+from planish.backends.tvm.region import Region
+from planish.backends.tvm.scope import Expr, Index, Scope
 from planish.ir.op import constant
 from planish.ir.ops.int_norm import NORM_BITS, RECIPROCAL_BITS, _IntNorm
 from planish.ir.ops.quantize import quant_of
 from planish.ir.types import TensorType
 
-_BLOCK = 8  # rows whose square roots and reciprocals, which take long, are under way at a time
+BLOCK = 8  # rows whose square roots and reciprocals, which take long, are computed at a time
 _FAST_CHANNELS = 1 << 14  # so many codes of 17 bits, and one as many times, fit in 32 bits
 _SHIFT = RECIPROCAL_BITS - NORM_BITS
 
 
-def normalised(region: Region, context: Context) -> Kernel:
+Statistics = tuple[Expr, Expr, Expr]
+
+
+class IntNorm:
     """IntLayerNorm and IntRMSNorm: two sums, an integer square root and one reciprocal per row, then an affine map.
 
     Rows whose reciprocal has at most 31 bits, all but nearly constant ones, take factors of 32 bits.
+    known: statistics of the rows under way, in common to the norms of a kernel.
     """
-    return _Norm(region, context).kernel()
 
-
-class _Norm:
-    def __init__(self, region: Region, context: Context):
+    def __init__(self, region: Region, context: Context, scope: Scope, known: dict[object, Statistics]):
         assert region.anchor is not None
         assert isinstance(region.anchor.op, _IntNorm)
-        self.region, self.context, self.scope = region, context, Scope()
+        self.region, self.context, self.scope, self.known = region, context, scope, known
         self.node, self.op = region.anchor, region.anchor.op
         self.x, self.gamma, *self.beta = self.node.inputs
         *self.outer, self.channels = shape_of(self.x)
@@ -50,29 +50,25 @@ class _Norm:
         zero = abs(self.op.zero)
         self.packs = self.bound + zero < 2**31 and zero << self.shift < 2**61
 
-    def kernel(self) -> Kernel:
-        rows = math.prod(self.outer)
-        with IRBuilder() as builder, T.seq_scope(), T.parallel(0, -(-rows // _BLOCK)) as block:
-            first = block * _BLOCK
-            self.block(first, _BLOCK if rows % _BLOCK == 0 else T.min(_BLOCK, rows - first))
-        return self.scope.finish(builder, self.region.result)
-
     def block(self, first: Expr, count: Expr) -> None:
-        """Normalise `count` rows from `first` on, at most `_BLOCK` of them."""
-        totals, reciprocals, offsets = self.statistics(first, count)
+        """Normalise `count` rows from `first` on, at most `BLOCK` of them."""
+        key = self.x, self.op.centre, self.op.epsilon(self.x.tensor)
+        if key not in self.known:
+            self.known[key] = self.statistics(first, count)
+        totals, reciprocals, offsets = self.known[key]
         with T.serial(0, count) as i:
             self.map_row(unravelled(first + i, self.outer), totals[i], reciprocals[i], offsets[i])
 
     def code(self, index: Index) -> Expr:
         return centred(self.node, 0, self.reader.at(self.x, index), self.scope)
 
-    def statistics(self, first: Expr, count: Expr) -> tuple[Expr, Expr, Expr]:
+    def statistics(self, first: Expr, count: Expr) -> Statistics:
         """Sums of rows, 0 where they aren't centred, reciprocals of their deviations, and half a unit of z less the
         products of both (int64, one per row; the last one is right where the reciprocal has 31 bits)."""
         isa, op = self.context.isa, self.op
-        totals, values, offsets = (T.alloc_buffer((_BLOCK,), "int64", scope="global") for _ in range(3))
+        totals, values, offsets = (T.alloc_buffer((BLOCK,), "int64", scope="global") for _ in range(3))
         for array in (totals, values):  # rows that a block lacks
-            with vector(_BLOCK) as row:
+            with vector(BLOCK) as row:
                 T.buffer_store(array, T.int64(0), [row])
         with T.serial(0, count) as i:
             outer = unravelled(first + i, self.outer)
@@ -81,15 +77,15 @@ class _Norm:
                 T.buffer_store(totals, T.cast(reduced("add", sums, isa.lanes), "int64"), [i])
             T.buffer_store(values, reduced("add", squares, isa.lanes), [i])
         epsilon = self.scope.number((self.node, "epsilon"), op.epsilon(self.x.tensor))
-        with vector(_BLOCK) as row:
+        with vector(BLOCK) as row:
             variance = values[row] * T.int64(self.channels) - totals[row] * totals[row] + epsilon
             T.buffer_store(values, variance, [row])
-        square_roots(values, _BLOCK)
+        square_roots(values, BLOCK)
         # A quotient of 2**40 in float64 is off by less than it lies from the next integer, so it is cut off right.
-        with vector(_BLOCK) as row:
+        with vector(BLOCK) as row:
             root = T.cast(T.max(values[row], T.int64(1)), "float64")
             T.buffer_store(values, T.cast(T.float64(2.0**RECIPROCAL_BITS) / root, "int64"), [row])
-        with vector(_BLOCK) as row:
+        with vector(BLOCK) as row:
             T.buffer_store(offsets, T.int64(1 << (_SHIFT - 1)) - totals[row] * values[row], [row])
         return totals, values, offsets
 
@@ -137,8 +133,10 @@ class _Norm:
             T.buffer_store(codes, self.code((*outer, start + lane)) * self.channels, [lane])
         assert self.addends is not None
         assert self.gammas is not None
-        gammas = self.scope.constant("gammas", self.gammas)
-        addends = self.scope.constant(("addends", packed), self.addends + (self.op.zero << self.shift if packed else 0))
+        gammas = self.scope.constant((self.node, "gammas"), self.gammas)
+        addends = self.scope.constant(
+            (self.node, "addends", packed), self.addends + (self.op.zero << self.shift) * packed
+        )
         high = self.shift >= 32  # the upper half of a product is this shift's first 32 bits
         amount = self.scope.number((self.node, "amount"), self.shift - 32 if high else self.shift)
         pairs = count // 2
