@@ -50,9 +50,10 @@ Primitives are as fast as the contrib ops for attention, erf-GELU and RMSNorm, b
 rotary chain.
 Sum and LayerNormalization are 1.3 to 12 times as fast as SkipLayerNormalization (widths 96 to 1,024, rows 1 to 512;
 0.9 times for one row of 96), which the runtime makes of Add and LayerNormalization: its kernel isn't vectorized.
-BERT-base as a whole is 1.08 times as fast, BERT-mini 1.15 times. Asking for the op itself, with the sum as its fourth
-result, would be 2 to 14 times slower. SkipSimplifiedLayerNormalization, which the runtime doesn't make by itself here,
-takes 0.8 to 0.97 of the time of its parts for one row and 1 to 1.9 times that from 64 rows on.
+BERT-base as a whole is 1.04 to 1.14 times as fast, BERT-mini 1.10 to 1.21 times.
+Asking for the op itself, with the sum as its fourth result, would take 1.1 to 14 times as long as the two (0.95 times
+for one row of 96). SkipSimplifiedLayerNormalization, which the runtime doesn't make of Add and an RMSNorm here, takes
+0.8 to 1.1 times as long as the two for one row, 1 to 2 times from 64 rows on.
 """
 
 
