@@ -104,15 +104,22 @@ def _or_equal(strict: str) -> Lowering:
     return lower
 
 
+def _add(e: Emitter, node: Node, x: Operands) -> Lowered:
+    alone = e.dialect.spellings.unskipped and e.opset >= 8 and node.result.tensor.dtype == dtypes.f32
+    readers = node.result.users
+    return e.op("Sum" if alone and len(readers) == 1 and isinstance(readers[0].op, ops.LayerNorm) else "Add", *x)
+
+
 _PLAIN: tuple[type[Op], ...] = (
     *(ops.Abs, ops.Neg, ops.Sign, ops.Sqrt, ops.Reciprocal, ops.Exp, ops.Log, ops.Erf, ops.Sin, ops.Cos, ops.Tanh),
     *(ops.Sigmoid, ops.Relu, ops.Floor, ops.Ceil, ops.Round, ops.Softplus, ops.Not, ops.IsNaN, ops.Identity),
-    *(ops.Add, ops.Sub, ops.Mul, ops.Div, ops.Max, ops.Min, ops.Equal, ops.Less, ops.Greater, ops.And, ops.Or),
+    *(ops.Sub, ops.Mul, ops.Div, ops.Max, ops.Min, ops.Equal, ops.Less, ops.Greater, ops.And, ops.Or),
     *(ops.Xor, ops.Where),
 )
 
 LOWERINGS: dict[type[Op], Lowering] = {
     **dict.fromkeys(_PLAIN, plain),
+    ops.Add: _add,
     ops.Gelu: _gelu,
     ops.Swish: _swish,
     ops.HardSwish: _hard_swish,

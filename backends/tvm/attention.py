@@ -15,7 +15,7 @@ from planish.backends.tvm.expressions import Reader, broadcast, shape_of, unrave
 from planish.backends.tvm.isa import TileProduct, reduced
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.plain import variable
-from planish.backends.tvm.regions import Region
+from planish.backends.tvm.region import Region
 from planish.backends.tvm.repack import Packed
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
 from planish.backends.tvm.tiles import Rows, Start, multiply, shared_out, tiling

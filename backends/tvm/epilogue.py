@@ -22,7 +22,7 @@ from planish.backends.tvm.expressions import (
 from planish.backends.tvm.isa import Isa
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.narrow import narrowed, narrows
-from planish.backends.tvm.regions import Region
+from planish.backends.tvm.region import Region
 from planish.backends.tvm.schedule import Schedule
 from planish.backends.tvm.scope import Expr, Index, Scope
 from planish.ir import ops

@@ -12,7 +12,7 @@ from planish.backends.tvm.float_rows import GREATEST, SUM, filled
 from planish.backends.tvm.float_tiles import Matrix, tile, tiling
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.plain import variable
-from planish.backends.tvm.regions import Region
+from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
 from planish.ir import dtypes, ops
 

@@ -13,7 +13,7 @@ from planish.backends.tvm.epilogue import Context, Epilogue, chunks, pieces
 from planish.backends.tvm.expressions import RENAMING, Reader, broadcast, shape_of, unravelled
 from planish.backends.tvm.float_tiles import Matrix, Panels, pack, tile, tiling
 from planish.backends.tvm.lanes import vector
-from planish.backends.tvm.regions import Region
+from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import SPARE, Expr, Index, Kernel, Scope
 from planish.backends.tvm.tiles import in_block
 from planish.ir import ops

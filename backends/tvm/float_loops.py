@@ -18,7 +18,7 @@ from planish.backends.tvm.float_rows import Fold, filled
 from planish.backends.tvm.float_windows import Windows, windowed
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.plain import loops, variable
-from planish.backends.tvm.regions import Region
+from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
 from planish.ir import ops
 from planish.ir.dtypes import DType

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tvm.script.ir_builder import IRBuilder
@@ -16,7 +16,7 @@ from planish.backends.tvm.float_expressions import larger
 from planish.backends.tvm.float_math import exp_of_negative, let, log, real
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.plain import loops, variable
-from planish.backends.tvm.regions import Region
+from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
 from planish.ir import dtypes, ops
 
@@ -60,57 +60,57 @@ SUM = Fold(real(0), lambda a, b: a + b)
 GREATEST = Fold(real(-math.inf), lambda a, b: larger(a, b, dtypes.f32))  # NaN if there is one
 
 
-@contextmanager
-def _rows(region: Region, context: Context, scope: Scope, axes: int) -> Iterator[tuple[Index, tuple[int, ...]]]:
-    """Loops over all but the last `axes` axes of the anchor's operand: the index, and the extents of those axes."""
-    node = region.anchor
-    assert node is not None
-    shape = shape_of(node.inputs[0])
-    with loops(shape[: len(shape) - axes]) as outer:
-        yield outer, shape[len(shape) - axes :]
-
-
 def normalised(region: Region, context: Context) -> Kernel:
-    """LayerNorm, RMSNorm and InstanceNorm: the mean, the mean square of what is left, then each element."""
+    """LayerNorm, RMSNorm and InstanceNorm, row by row."""
+    scope = Scope()
+    row, outer_shape = normaliser(region, context, scope)
+    with IRBuilder() as builder, T.seq_scope(), loops(outer_shape) as outer:
+        row(outer)
+    return scope.finish(builder, region.result)
+
+
+def normaliser(region: Region, context: Context, scope: Scope) -> tuple[Callable[[Index], None], tuple[int, ...]]:
+    """What writes a row: the mean, the mean square of what is left, then each element; and how many rows there are."""
     node = region.anchor
     assert node is not None
     op = node.op
     assert isinstance(op, ops.LayerNorm | ops.RMSNorm | ops.InstanceNorm)
-    x, lanes = node.inputs[0], context.isa.lanes
+    x, lanes, shape = node.inputs[0], context.isa.lanes, shape_of(node.inputs[0])
     gamma, beta = (*node.operands[1:], None, None)[:2]
-    axes = len(shape_of(x)) - 2 if isinstance(op, ops.InstanceNorm) else -op.axis
-    scope = Scope()
+    axes = len(shape) - 2 if isinstance(op, ops.InstanceNorm) else -op.axis
+    inner = shape[len(shape) - axes :]
+    count = math.prod(inner)
     reader = Reader(scope, context.stored, {})
-    row: dict[str, Expr] = {}
+    moments: dict[str, Expr] = {}
 
     def parameter(index: Index) -> Index:
         return (index[1],) if isinstance(op, ops.InstanceNorm) else index[len(index) - axes :]
 
     def element(index: Index) -> Expr:
-        y = (reader.at(x, index) - row["mean"][0]) * row["factor"][0]
+        y = (reader.at(x, index) - moments["mean"][0]) * moments["factor"][0]
         if gamma is not None:
             y = y * reader.at(gamma, parameter(index))
         return y if beta is None else y + reader.at(beta, parameter(index))
 
     epilogue = Epilogue(scope, region, context, element)
-    with IRBuilder() as builder, T.seq_scope(), _rows(region, context, scope, axes) as (outer, inner):
-        count = math.prod(inner)
 
+    def row(outer: Index) -> None:
         def at(place: Expr) -> Index:
             return (*outer, *unravelled(place, inner))
 
         def off(place: Expr) -> Expr:
-            return reader.at(x, at(place)) - row["mean"][0]
+            return reader.at(x, at(place)) - moments["mean"][0]
 
-        row["mean"] = variable("float32", real(0))
+        moments["mean"] = variable("float32", real(0))
         if not isinstance(op, ops.RMSNorm):
             total = SUM(lambda place: reader.at(x, at(place[0])), (count,), lanes)
-            T.buffer_store(row["mean"], total * real(1 / count), [0])
+            T.buffer_store(moments["mean"], total * real(1 / count), [0])
         mean_square = SUM(lambda place: let(off(place[0]), lambda v: v * v), (count,), lanes) * real(1 / count)
-        row["factor"] = variable("float32", real(1) / T.sqrt(mean_square + real(op.eps)))
+        moments["factor"] = variable("float32", real(1) / T.sqrt(mean_square + real(op.eps)))
         for start, width in chunks(count, 2 * lanes):
             epilogue.write_lanes(lambda lane, start=start: at(start + lane), width)  # type: ignore[misc]
-    return scope.finish(builder, region.result)
+
+    return row, shape[: len(shape) - axes]
 
 
 def softmax(region: Region, context: Context) -> Kernel:

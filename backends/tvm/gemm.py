@@ -14,7 +14,7 @@ from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, lan
 from planish.backends.tvm.expressions import RENAMING, Reader, shape_of, unravelled
 from planish.backends.tvm.isa import Product, TileProduct
 from planish.backends.tvm.lanes import vector
-from planish.backends.tvm.regions import Region
+from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
 from planish.backends.tvm.tiles import Panels, Rows, Start, in_block, multiply, pack, shared_out
 from planish.ir import ops

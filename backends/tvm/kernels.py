@@ -8,9 +8,9 @@ from planish.backends.tvm import float_attention, float_gemm, float_loops, float
 from planish.backends.tvm.attention import attention
 from planish.backends.tvm.epilogue import Context
 from planish.backends.tvm.gemm import convolution, linear
-from planish.backends.tvm.norms import normalised
 from planish.backends.tvm.plain import PLAIN, Emitter, pointwise
-from planish.backends.tvm.regions import Region
+from planish.backends.tvm.region import Region
+from planish.backends.tvm.row_blocks import in_blocks
 from planish.backends.tvm.scope import Kernel
 from planish.ir import ops
 from planish.ir.op import Op, constant
@@ -52,12 +52,12 @@ _KERNELS: Mapping[type[Op], Emitter] = {**FLOAT, **PLAIN, **SHIFTS}
 def kernel_of(region: Region, context: Context) -> Kernel:
     """The kernel of a region."""
     node = region.anchor
+    if region.norms or (node is not None and isinstance(node.op, ops.IntLayerNorm | ops.IntRMSNorm)):
+        return in_blocks(region, context)
     if node is None:
         return pointwise(region, context)
     if region.attention is not None:
         return attention(region, context)
-    if isinstance(node.op, ops.IntLayerNorm | ops.IntRMSNorm):
-        return normalised(region, context)
     if isinstance(node.op, ops.IntLinear | ops.IntConv) and _packable(region):
         if isinstance(node.op, ops.IntLinear):
             return linear(region, context)

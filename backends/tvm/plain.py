@@ -11,7 +11,7 @@ from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks
 from planish.backends.tvm.expressions import Reader, broadcast, centred, shape_of
-from planish.backends.tvm.regions import Region
+from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
 from planish.ir import ops
 from planish.ir.graph import Node, Value
@@ -51,13 +51,17 @@ def pointwise(region: Region, context: Context) -> Kernel:
     scope = Scope()
     epilogue = Epilogue(scope, region, context)
     shape = shape_of(region.value)
+    with IRBuilder() as builder, T.seq_scope(), loops(shape[:-1]) as outer:
+        epilogue.write_row(outer, shape[-1], widest_vector(region, context)) if shape else epilogue.write(())
+    return scope.finish(builder, region.result)
+
+
+def widest_vector(region: Region, context: Context) -> int:
+    """How many elements of a pointwise result are computed at a time."""
     node = region.value.node
     assert node is not None
     floats = any(value.tensor.dtype.is_float for value in (*node.inputs, region.value))
-    widest = 2 * context.isa.lanes if floats else WIDEST
-    with IRBuilder() as builder, T.seq_scope(), loops(shape[:-1]) as outer:
-        epilogue.write_row(outer, shape[-1], widest) if shape else epilogue.write(())
-    return scope.finish(builder, region.result)
+    return 2 * context.isa.lanes if floats else WIDEST
 
 
 def concat(region: Region, context: Context) -> Kernel:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from planish.backends.tvm.expressions import BIJECTIONS, EXPRESSIONS, MOVING, POINTWISE, RENAMING
 from planish.backends.tvm.float_expressions import FLOAT_POINTWISE, why_not
+from planish.backends.tvm.joining import is_norm, joined
+from planish.backends.tvm.region import Attention, Region
 from planish.backends.tvm.scope import extents
 from planish.ir import dtypes, ops
 from planish.ir.errors import UnsupportedOp
@@ -17,36 +18,6 @@ from planish.ir.graph import Graph, Node, Value
 from planish.ir.op import Const, Op
 from planish.ir.ops.quantize import quant_of
 from planish.ir.types import TensorType
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Products, softmax and mean of one attention, computed row by row without storing the matrix of logits.
-
-    product: rows of the queries by the keys.  exponential: of its logits.  mean: of the values.
-    """
-
-    product: Node
-    exponential: Node
-    mean: Node
-
-
-@dataclass(frozen=True)
-class Region:
-    """A stored value.
-
-    anchor: the reduction that its expression rests on; None for a pointwise one.
-    value: what the expression gives; the stored result is it, moved by the ops `moves`.
-    run: so many elements that are computed together lie next to each other in the result; 0 for all of them.
-    """
-
-    value: Value
-    result: Value
-    moves: tuple[Node, ...]
-    anchor: Node | None
-    attention: Attention | None = None
-    run: int = 0
-
 
 FLOAT_REDUCTIONS: tuple[type[Op], ...] = (
     ops.Linear,
@@ -88,6 +59,8 @@ REDUCTIONS: tuple[type[Op], ...] = (
     ops.Concat,
 )
 
+PRODUCTS: tuple[type[Op], ...] = (ops.Linear, ops.MatMul, ops.Conv, ops.IntLinear, ops.IntMatMul, ops.IntConv)
+
 
 def regions(graph: Graph) -> tuple[list[Region], frozenset[Value]]:
     """The regions in order of computation, and all stored values.
@@ -112,7 +85,7 @@ def regions(graph: Graph) -> tuple[list[Region], frozenset[Value]]:
                 result, moves, run = _moved(value, anchor, outputs) if anchor is not None else (value, (), 0)
                 placed.add(result)
                 found.append(Region(value, result, moves, anchor, attentions.get(anchor) if anchor else None, run))
-    return found, frozenset(region.result for region in found)
+    return joined(found), frozenset(region.result for region in found)
 
 
 def _check(graph: Graph) -> None:
@@ -150,8 +123,21 @@ def _vanishes(value: Value, fused: dict[Value, Value]) -> bool:
         return True
     if any(other in fused for other in reader.inputs):
         return False  # one reduction per region: the other operand rests on one already
+    if is_norm(_anchor(value, fused)) and any(_is_of_product(other) for other in reader.inputs if other is not value):
+        return False  # the product takes the sum in: its own result would have 32 bits
     fused[value] = reader.result
     return True
+
+
+def _is_of_product(value: Value) -> bool:
+    """True if pointwise ops alone lead from a product to a value that is read once."""
+    while value.node is not None and len(value.uses) == 1:
+        if isinstance(value.op, PRODUCTS):
+            return True
+        if type(value.op) not in (*POINTWISE, *RENAMING) or value.node.inputs[0].tensor.dims != value.tensor.dims:
+            return False
+        value = value.node.inputs[0]
+    return False
 
 
 def _anchor(value: Value, fused: Mapping[Value, Value]) -> Node | None:

@@ -12,7 +12,7 @@ from planish.backends.tvm.epilogue import Context, Epilogue
 from planish.backends.tvm.expressions import Reader, centred, finished, shape_of
 from planish.backends.tvm.norms import square_root
 from planish.backends.tvm.plain import loops, variable
-from planish.backends.tvm.regions import Region
+from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
 from planish.backends.tvm.shift_gelu import shift_exp
 from planish.ir import ops

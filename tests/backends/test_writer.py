@@ -122,6 +122,40 @@ def test_an_op_means_the_same_in_every_spelling(op: Op, shapes: list[tuple[int, 
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
+def residual(norm: Op, readers: int = 1, dtype: dtypes.DType = f32, skip: tuple[int, ...] = (2, 3, 4)) -> Graph:
+    """A norm of a sum; the sum has so many readers."""
+    graph = Graph()
+    graph.opsets = {"": 17}
+    a, b = graph.add_input("a", tensor(dtype, 2, 3, 4)), graph.add_input("b", tensor(dtype, *skip))
+    total = graph.add(ops.Add(), a, b).result
+    found = [graph.add(norm, total).result, *(graph.add(ops.Relu(), total).result for _ in range(readers - 1))]
+    graph.add(Return(tuple(f"y{i}" for i in range(readers))), *found)
+    return graph
+
+
+@pytest.mark.parametrize("skip", [(2, 3, 4), (3, 4), (1, 3, 4), (4,)])
+@pytest.mark.parametrize("opset", [13, 17])
+def test_a_sum_that_a_layer_norm_alone_reads_is_kept_apart_from_it(skip: tuple[int, ...], opset: int) -> None:
+    feeds = randoms((2, 3, 4), skip)
+    model = proto(residual(ops.LayerNorm(-1, 1e-5), skip=skip), opset)
+    assert "Sum" in op_types(model)
+    np.testing.assert_allclose(
+        run(model, feeds)[0], ops.LayerNorm(-1, 1e-5).evaluate(feeds[0] + feeds[1]), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_other_sums_stay_what_they_are() -> None:
+    others = [
+        residual(ops.LayerNorm(-1, 1e-5), readers=2),
+        residual(ops.LayerNorm(-1, 1e-5), dtype=dtypes.f64),
+        residual(ops.RMSNorm(-1, 1e-5)),
+        residual(ops.Relu()),
+    ]
+    for graph in others:
+        assert "Sum" not in op_types(proto(graph))
+    assert "Sum" not in op_types(proto(residual(ops.LayerNorm(-1, 1e-5)), spellings=STANDARD))
+
+
 def test_an_op_that_the_operator_set_lacks_is_refused_with_its_source() -> None:
     with pytest.raises(UnsupportedOp, match="Erf can't be expressed in ONNX operator set 8") as caught:
         build(graph_of(ops.Erf(), (2,)), opset=8)
