@@ -108,7 +108,7 @@ class Objective:
 
 def as_tensors(feed: Feed) -> dict[str, Tensor]:
     """The feed as torch takes it."""
-    return {name: torch.as_tensor(array) for name, array in feed.items()}
+    return {name: torch.from_numpy(np.array(array)) for name, array in feed.items()}
 
 
 def _divergence(value: Tensor, target: Tensor) -> Tensor:
