@@ -18,6 +18,7 @@ import argparse
 import gzip
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -155,28 +156,42 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return right / len(images)
 
 
-def train(data: Path, out: Path, epochs: int, full_epochs: int, keep_ratio: float, seed: int) -> nn.Module:
-    """Train from scratch; the weights go to out/weights.pt after every epoch."""
-    torch.manual_seed(seed)
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast to train; the rate rises linearly and falls as a cosine."""
+
+    epochs: int = 17
+    full_epochs: int = 2  # the last of them, which see all patches
+    keep_ratio: float = 0.3  # of the patches, in the others
+    peak_rate: float = 1.5e-3
+    rising_steps: int = 600
+    seed: int = 0
+    batch: int = 128
+    is_compiled: bool = True
+    is_mixed: bool = False  # matrix products in bf16
+
+    def rate(self, step: int, steps: int) -> float:
+        """Share of the peak rate."""
+        fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+        return min(1.0, (step + 1) / self.rising_steps) * fall
+
+
+def train(model: nn.Module, data: Path, out: Path, plan: Plan) -> nn.Module:
+    """Train the model as it is; its weights go to out/weights.pt after every epoch."""
     torch.use_deterministic_algorithms(True)
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(plan.seed)
     images, labels = load_split(data, "train")
     test_images, test_labels = load_split(data, "t10k")
-    model = VisionTransformer()
-    forward = torch.compile(model, dynamic=False)
+    forward = torch.compile(model, dynamic=False) if plan.is_compiled else model
     decay = [p for p in model.parameters() if p.ndim >= 2]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1.5e-3, betas=(0.9, 0.99))
-    batch = 128
-    steps = epochs * (len(images) // batch)
-
-    def rate(step: int) -> float:
-        return min(1.0, (step + 1) / 600) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    optimizer = torch.optim.AdamW(groups, lr=plan.peak_rate, betas=(0.9, 0.99))
+    batch = plan.batch
+    steps = plan.epochs * (len(images) // batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: plan.rate(step, steps))
     start = time.time()
-    for epoch in range(epochs):
+    for epoch in range(plan.epochs):
         model.train()
         order = torch.randperm(len(images), generator=rng)
         total = 0.0
@@ -184,9 +199,11 @@ def train(data: Path, out: Path, epochs: int, full_epochs: int, keep_ratio: floa
             chosen = order[i * batch : (i + 1) * batch]
             x = augment(images[chosen], rng)
             keep = None
-            if epoch < epochs - full_epochs:
-                keep = torch.rand(batch, 196, generator=rng).argsort(1)[:, : int(196 * keep_ratio)]
-            loss = F.cross_entropy(forward(x, keep), labels[chosen], label_smoothing=0.1)
+            if epoch < plan.epochs - plan.full_epochs:
+                keep = torch.rand(batch, 196, generator=rng).argsort(1)[:, : int(196 * plan.keep_ratio)]
+            with torch.autocast("cpu", torch.bfloat16, enabled=plan.is_mixed):
+                logits = forward(x, keep)
+            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.1)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -194,15 +211,15 @@ def train(data: Path, out: Path, epochs: int, full_epochs: int, keep_ratio: floa
             schedule.step()
             total += float(loss.detach())
         top1 = accuracy(model, test_images[:2000], test_labels[:2000])
-        mean = total / (len(images) // batch)
+        mean, seconds = total / (len(images) // batch), time.time() - start
         torch.save(model.state_dict(), out / "weights.pt")
-        print(f"epoch {epoch + 1}/{epochs}  loss {mean:.4f}  top-1 {top1:.4f}  {time.time() - start:.0f} s", flush=True)
+        print(f"epoch {epoch + 1}/{plan.epochs}  loss {mean:.4f}  top-1 {top1:.4f}  {seconds:.0f} s", flush=True)
     print(f"final top-1 on all {len(test_images)} test images: {accuracy(model, test_images, test_labels):.4f}")
     return model.eval()
 
 
-def export(model: nn.Module, data: Path, out: Path, seed: int) -> None:
-    """Write model.onnx as the exporter leaves it, calibration.npz (training split) and test.npz (test split)."""
+def export(model: nn.Module, out: Path) -> None:
+    """Write model.onnx as the exporter leaves it, but for the traces that name folders of this machine."""
     out.mkdir(parents=True, exist_ok=True)
     batch = torch.export.Dim("batch")
     program = torch.onnx.export(
@@ -217,7 +234,13 @@ def export(model: nn.Module, data: Path, out: Path, seed: int) -> None:
     )
     if program is None:
         raise RuntimeError("the exporter returned no program")
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     program.save(out / "model.onnx", external_data=False)
+
+
+def export_data(data: Path, out: Path, seed: int) -> None:
+    """Write calibration.npz (training split) and test.npz (test split)."""
     picks = np.random.default_rng(seed)
     for name, split, count in (("calibration", "train", 512), ("test", "t10k", 2000)):
         images, labels = load_split(data, split)
@@ -229,14 +252,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the four gzipped idx files")
     parser.add_argument("--out", type=Path, required=True, help="folder to write model.onnx, *.npz and weights.pt to")
-    parser.add_argument("--epochs", type=int, default=17)
-    parser.add_argument("--full-epochs", type=int, default=2, help="last epochs that see all patches")
-    parser.add_argument("--keep", type=float, default=0.3, help="share of patches kept in the other epochs")
+    parser.add_argument("--epochs", type=int, default=Plan.epochs)
+    parser.add_argument("--full-epochs", type=int, default=Plan.full_epochs, help="last epochs that see all patches")
+    parser.add_argument("--keep", type=float, default=Plan.keep_ratio, help="share of patches kept in the other epochs")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    model = train(args.data, args.out, args.epochs, args.full_epochs, args.keep, args.seed)
-    export(model, args.data, args.out, args.seed)
+    torch.manual_seed(args.seed)
+    plan = Plan(args.epochs, args.full_epochs, args.keep, seed=args.seed)
+    export(train(VisionTransformer(), args.data, args.out, plan), args.out)
+    export_data(args.data, args.out, args.seed)
 
 
 if __name__ == "__main__":
