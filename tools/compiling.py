@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from planish.backends.ort.evaluate import evaluate_opaque
 from planish.backends.ort.taps import taps
@@ -34,6 +34,7 @@ from planish.tools.artifact import artifact_folder
 from planish.tools.description import describe, source_files, source_ops
 from planish.tools.measure import Measurements, measure_models
 from planish.tools.model_stats import ModelStats, bytes_of, graph_ops
+from planish.tools.progress import Progress, Silent
 from planish.tools.unifying import has, recovering, split_after, unifying_options
 from planish.tools.verify import ROUNDING, Tolerance, Verification, first_divergence, verify
 from planish.tools.writing import Written, write_for
@@ -41,24 +42,6 @@ from planish.tools.writing import Written, write_for
 RANDOM_SAMPLES = 3  # feeds drawn for verification when the user gives none
 CALIBRATION_BATCH = 8  # samples per feed of calibration: memory stays small whatever the number of samples
 VERIFY_BATCH = 32  # samples per feed where the batch dimension is symbolic
-
-
-class Progress(Protocol):
-    """Is told how far a job is. `total` 0 means that the stage has no countable steps."""
-
-    def stage(self, name: str) -> None: ...
-
-    def advance(self, done: int, total: int) -> None: ...
-
-
-class Silent:
-    """Progress that nobody watches."""
-
-    def stage(self, name: str) -> None:
-        pass
-
-    def advance(self, done: int, total: int) -> None:
-        pass
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,9 @@ class UnifyNorms(Pass):
     variant: "diagonal", "full", or "auto": what errs less. max_nmse: energy of the outputs' error over their variance.
     max_drop: by how much the metric may fall; then max_nmse doesn't count. limit: at most so many norms.
     anchor_every: of so many norms in a row one stays, so that no long stretch of the residual stream grows unchecked;
-    0 for none. Source: Unified Normalization (arXiv 2208.01313) for what is left: a norm that is a constant.
+    0 for none. With `context.recover`, all norms but a few are replaced, the most that training brings back within the
+    budget, and none has to stay as an anchor.
+    Source: Unified Normalization (arXiv 2208.01313) for what is left: a norm that is a constant.
     """
 
     name: ClassVar[str] = BY
@@ -252,7 +254,7 @@ class _Search:
         return found
 
     def _why_kept(self, plan: Plan, number: int) -> str:
-        if self._breaks_anchors(plan, number):
+        if self.context.recover is None and self._breaks_anchors(plan, number):
             return f"it is the one of {self.step.anchor_every} norms in a row that stays"
         return f"the budget allows no more: {self.step.budget}"
 
