@@ -151,7 +151,7 @@ def _norm_table(report: UnifyReport) -> Table:
             f"{100 * row.deviations.variation:.0f} %",
             f"{row.deviations.peak:.1f}",
             f"{100 * row.local_nmse:.2g} %",
-            *_distance(row.alone),
+            *distance_cells(row.alone),
         )
     return table
 
@@ -165,19 +165,20 @@ def _curve_table(report: UnifyReport) -> Table:
         table.add_column(name, justify="right")
     for step in report.curve:
         note = "" if step.accepted else " (too much)"
-        table.add_row(str(step.count), step.norm + note, *_distance(step.distance))
+        table.add_row(str(step.count), step.norm + note, *distance_cells(step.distance))
     replaced = sum(row.state != "kept" for row in report.norms)
     if isinstance(report.recovery, Recovery):
         training = f"trained for {report.recovery.steps} steps, "
     else:
         training = ""
-    table.add_row(str(replaced), f"{training}on the samples to choose by", *_distance(report.chosen), style="bold")
-    table.add_row(str(replaced), f"{training}on samples seen only now", *_distance(report.reported), style="bold")
+    table.add_row(str(replaced), f"{training}on the samples to choose by", *distance_cells(report.chosen), style="bold")
+    table.add_row(str(replaced), f"{training}on samples seen only now", *distance_cells(report.reported), style="bold")
     return table
 
 
-def _distance(distance: Distance) -> tuple[str, str]:
-    return f"{100 * distance.nmse:.2g} %", "" if distance.drop is None else f"{-distance.drop:+.3g}"
+def distance_cells(distance: Distance) -> tuple[str, str]:
+    """Error of the outputs, and change of the metric, as text."""
+    return f"{100 * distance.nmse:.2g} %", "" if distance.drop is None else f"{0 - distance.drop:+.3g}"
 
 
 def _stage_table(outcome: Outcome) -> Table:

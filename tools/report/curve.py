@@ -42,7 +42,7 @@ def error_curve(report: UnifyReport) -> str:
             right.set_ylabel("change of the metric")
             more = right.get_legend_handles_labels()
             handles, labels = handles + more[0], labels + more[1]
-        axes.legend(handles, labels, frameon=False, fontsize=9)
+        figure.legend(handles, labels, frameon=False, fontsize=9, loc="outside upper center", ncols=len(labels))
         text = _svg(figure)
         pyplot.close(figure)
     return text

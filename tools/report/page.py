@@ -6,12 +6,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from planish.passes.norms.judging import Distance
 from planish.passes.norms.unify_report import UnifyReport
 from planish.tools.compiling import Outcome, agreement
 from planish.tools.recovery.recover import Recovery
 from planish.tools.report.curve import error_curve, training_curve
-from planish.tools.screen import mib, pass_rows, speed_line
+from planish.tools.screen import distance_cells, mib, pass_rows, speed_line
 
 FILE = "report.html"
 
@@ -69,11 +68,6 @@ def _norms(report: UnifyReport) -> dict[str, Any]:
             for row in report.norms
         ],
     }
-
-
-def distance_cells(distance: Distance) -> tuple[str, str]:
-    """Error of the outputs, and change of the metric, as text."""
-    return f"{100 * distance.nmse:.2g} %", "" if distance.drop is None else f"{-distance.drop:+.3g}"
 
 
 def _pass(row: dict[str, Any]) -> tuple[str, int, str, list[str]]:
