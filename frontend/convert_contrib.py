@@ -32,8 +32,9 @@ def _skip_simplified(call: Call) -> Converted:
 
 
 def _sum(call: Call, bias: int) -> Value:
-    if call.dims(0) != call.dims(1):
-        raise Refusal("the skip connection is broadcast")
+    x, skip = call.dims(0), call.dims(1)
+    if len(skip) > len(x) or any(extent not in (1, x[-i]) for i, extent in enumerate(reversed(skip), 1)):
+        raise Refusal("the skip connection doesn't broadcast to what it is added to")
     total = apply(ops.Add(), call.arg(0), call.arg(1))
     addend = call.get(bias)
     return total if addend is None else apply(ops.Add(), total, addend)
