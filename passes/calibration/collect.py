@@ -31,7 +31,7 @@ def collect(graph: Graph, context: Context, requests: Sequence[Request]) -> Stat
         return Statistics.load(cache, graph, digest, requests)
     found = {request.value: ValueStatistics() for request in requests}
     values = list(found)
-    run: PreparedTaps = context.taps(graph, values) if context.taps is not None else _numpy_taps(graph, values)
+    run: PreparedTaps = context.taps(graph, values) if context.taps is not None else numpy_taps(graph, values)
     axes = {request.value: request.channel_axis for request in sorted(requests, key=_by_channel)}
     for index, feed in enumerate(feeds):
         for value, array in zip(values, run(feed), strict=True):
@@ -56,7 +56,8 @@ def _check(value: Value, array: np.ndarray, feed: int) -> None:
         )
 
 
-def _numpy_taps(graph: Graph, values: Sequence[Value]) -> PreparedTaps:
+def numpy_taps(graph: Graph, values: Sequence[Value]) -> PreparedTaps:
+    """The graph, prepared to be run by its numpy references for the arrays of `values`."""
     wanted = set(values)
 
     def run(feed: Feeds) -> list[np.ndarray]:

@@ -15,6 +15,7 @@ import numpy as np
 from planish.ir.errors import CalibrationError
 from planish.ir.graph import Graph, Value
 from planish.passes.base import Context, Feeds, Metric, PreparedTaps
+from planish.passes.calibration.collect import numpy_taps
 
 _PARTS = 16  # of a set, that the doubt about a metric is estimated from
 _SHARES = {"fit": 2, "rank": 1, "report": 1}  # of the calibration feeds; without a report set of its own
@@ -93,8 +94,7 @@ class Judge:
     """Measures graphs against the original on one set, whose outputs by the original are kept."""
 
     def __init__(self, original: Graph, samples: Samples, context: Context):
-        assert context.taps is not None
-        self.samples, self.taps = samples, context.taps
+        self.samples, self.context = samples, context
         self.names = getattr(original.tail.op, "names", ()) if original.tail is not None else ()
         self.metric: Metric | None = context.metric
         self.expected = self._outputs(original)
@@ -128,15 +128,14 @@ class Judge:
 
     def _outputs(self, graph: Graph) -> list[np.ndarray]:
         """The outputs on all feeds, each joined along axis 0."""
-        run = self.taps(graph, list(graph.outputs))
+        run = tapped(self.context, graph, list(graph.outputs))
         parts = [run(feed) for feed in self.samples.feeds]
         return [_joined([np.atleast_1d(part[i]) for part in parts]) for i in range(len(graph.outputs))]
 
 
 def tapped(context: Context, graph: Graph, values: Sequence[Value]) -> PreparedTaps:
     """The graph, prepared to be run for some of its values."""
-    assert context.taps is not None
-    return context.taps(graph, values)
+    return (context.taps or numpy_taps)(graph, values)
 
 
 def _nmse(new: np.ndarray, old: np.ndarray) -> float:

@@ -13,6 +13,7 @@ from planish.ir.loc import Loc
 from planish.ir.types import TensorType
 from planish.ir.verify import verify
 from planish.passes.base import Context
+from planish.passes.calibration.collect import numpy_taps
 from planish.passes.norms import UnifyNorms
 from planish.passes.norms.converting import Conversion, convert, converted, norms_of, vanishes
 from planish.passes.norms.fit import Fit
@@ -21,17 +22,6 @@ from planish.passes.norms.unify_report import UnifyReport
 from planish.passes.raising.weights import Affine
 
 WIDTH = 8
-
-
-def taps(graph, values):
-    """Values by numpy."""
-
-    def run(feed):
-        seen = {}
-        interpret(graph, feed, taps=lambda value, array: seen.__setitem__(value, array))
-        return [seen[value] for value in values]
-
-    return run
 
 
 def stack(blocks: int = 4, post: bool = False, seed: int = 0) -> Graph:
@@ -65,7 +55,7 @@ def feeds(count: int, seed: int = 1, spread: float = 0.1) -> list[dict[str, np.n
 
 
 def context(count: int = 64, **options: object) -> Context:
-    return Context(calibration=feeds(count), taps=taps, **options)  # type: ignore[arg-type]
+    return Context(calibration=feeds(count), **options)  # type: ignore[arg-type]
 
 
 def test_fits_are_least_squares():
@@ -86,7 +76,7 @@ def test_fits_are_least_squares():
 def test_least_squares_err_far_less_than_moments():
     graph, data = stack(1), feeds(64)
     (norm,) = norms_of(graph)
-    fit, run = Fit(WIDTH), taps(graph, [norm.inputs[0], norm.result])
+    fit, run = Fit(WIDTH), numpy_taps(graph, [norm.inputs[0], norm.result])
     second, count = np.zeros(WIDTH), 0
     for feed in data:
         x, y = run(feed)
@@ -155,7 +145,7 @@ def test_one_of_every_few_norms_stays_as_an_anchor():
 
 def test_tokens_that_deviate_wildly_are_warned_of_and_kept():
     data = feeds(64, spread=1.2)
-    made = Context(calibration=data, taps=taps)
+    made = Context(calibration=data)
     graph = stack(1)
     UnifyNorms(max_nmse=0.01).run(graph, made)
     (finding,) = made.reports[0].norms  # type: ignore[attr-defined]
@@ -175,10 +165,10 @@ def test_the_metric_is_a_budget_too(max_drop: float, left: int):
 def test_a_sample_in_two_sets_is_refused():
     data = feeds(8)
     with pytest.raises(CalibrationError, match="a sample is in the set to"):
-        three_sets(Context(calibration=data, evaluation=data[:1], taps=taps))
+        three_sets(Context(calibration=data, evaluation=data[:1]))
     with pytest.raises(CalibrationError, match="can't be cut"):
-        three_sets(Context(calibration=data[:2], taps=taps))
-    sets = three_sets(Context(calibration=data, taps=taps))
+        three_sets(Context(calibration=data[:2]))
+    sets = three_sets(Context(calibration=data))
     assert [len(s.feeds) for s in (sets.fit, sets.rank, sets.report)] == [4, 2, 2]
 
 
