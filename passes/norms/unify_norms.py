@@ -123,11 +123,11 @@ class _Search:
         return UnifyReport(tuple(findings), tuple(self.curve), self.step.budget, chosen, best.distance, best.recovery)
 
     def _best_recovered(self, judge: Judge, without: int) -> _Result | None:
-        """The most norms that training keeps within the budget on the report set, if more than `without` it."""
+        """The most norms that training keeps within the budget on the report set, if no fewer than `without` it."""
         if self.context.recover is None:
             return None
         order = sorted(self.alone, key=lambda number: _key(self.alone[number]))
-        for count in range(len(order), max(without, len(order) - _KEPT_AT_MOST - 1), -1):
+        for count in range(len(order), max(without - 1, len(order) - _KEPT_AT_MOST - 1, 0), -1):
             result = self._recovered({number: self.first[number] for number in order[:count]})
             assert result.graph is not None
             result.distance = judge.distance(result.graph)
