@@ -195,7 +195,7 @@ class _Run:
             controlled = None
             job = self.job = self._with_bars(inputs)
             if (job.max_drop is not None or job.metric is not None) and has(job.pipeline, Integerize):
-                controlled = self._controlled(inputs)
+                controlled = self._controlled(inputs, graph)
                 graph, self.context = controlled.graph, controlled.context
                 job = self.job = replace(job, pipeline=controlled.pipeline)
             else:
@@ -239,7 +239,7 @@ class _Run:
             context.recover = recovering(job.recover, job.seed, self.progress.stage, self.progress.advance)
         return replace(job, pipeline=job.pipeline.with_options(UnifyNorms.name, **options))
 
-    def _controlled(self, inputs: Mapping[str, InputSpec]) -> Controlled:
+    def _controlled(self, inputs: Mapping[str, InputSpec], original: Graph) -> Controlled:
         """The pipeline with the accuracy bar. Statistics are kept between attempts."""
         job, context = self.job, self.context
         source = job.verify_with or job.calib
@@ -247,7 +247,6 @@ class _Run:
             raise UsageError("--metric and --max-drop need data", remedy="give some with --calib or --verify-with")
         data = open_calibration(source, inputs, seed=job.seed, batch=VERIFY_BATCH)
         metric = metric_named(job.metric)
-        original = load(job.source, shapes=job.shapes)
         before, rest = split_after(job.pipeline, UnifyNorms)
         with self._stage("optimize"):
             graph = original.clone()[0]

@@ -184,7 +184,6 @@ def _shared(graph: Graph, value: Value) -> list[Node]:
 def _merge(graph: Graph, node: Node, twin: Node) -> None:
     """Let readers of `twin` read `node`, which is moved to right behind its operand so that it is there in time."""
     x = node.inputs[0]
-    assert x.node is not None or x in graph.inputs
     made: Value = node.op(x)
     first = graph.head if x.node is None else x.node.next
     graph.attach(made, first, node.loc)

@@ -14,10 +14,12 @@ import numpy as np
 from planish.ir import ops
 from planish.ir.graph import Node, Value
 from planish.ir.op import Const, constant
+from planish.passes.raising.batch_norm import affine_of
 from planish.passes.raising.parameters import channels, wide
 from planish.passes.raising.weights import Affine
 from planish.passes.rewrite import Rejection
 
+_DEEPEST = 8  # ops in a row that are looked through: sums of sums, such as residual streams, are no norms
 _ARITHMETIC = (ops.Mul, ops.Div, ops.Add, ops.Sub)
 
 
@@ -40,38 +42,36 @@ def affine_parts(value: Value) -> list[AffinePart]:
     return sorted((part for part in found if part.nodes), key=lambda part: -len(part.nodes))
 
 
-def _part(value: Value, axis: int, count: int) -> AffinePart:
-    """The map that ends in `value`; the identity where its op is none."""
+def _part(value: Value, axis: int, count: int, depth: int = _DEEPEST) -> AffinePart:
+    """The map that ends in `value`, of at most `depth` ops in a row; the identity where its op is none."""
     identity = AffinePart(value, axis, Affine(np.ones(count), np.zeros(count)), frozenset())
     node = value.node
-    if node is None or isinstance(node.op, Const):
+    if node is None or isinstance(node.op, Const) or depth == 0:
         return identity
     if isinstance(node.op, ops.BatchNorm) and axis == 1:
-        return _batch_norm(node, count) or identity
+        return _batch_norm(node, count, depth) or identity
     if not isinstance(node.op, _ARITHMETIC):
         return identity
     left, right = node.inputs
     if constant(right) is not None:
-        return _with_constant(node, left, right, axis, count) or identity
+        return _with_constant(node, left, right, axis, count, depth) or identity
     if constant(left) is not None:
         flipped = isinstance(node.op, ops.Mul | ops.Add | ops.Sub)
-        return (_with_constant(node, right, left, axis, count) if flipped else None) or identity
-    return _sum(node, axis, count) or identity
+        return (_with_constant(node, right, left, axis, count, depth) if flipped else None) or identity
+    return _sum(node, axis, count, depth) or identity
 
 
-def _batch_norm(node: Node, count: int) -> AffinePart | None:
+def _batch_norm(node: Node, count: int, depth: int) -> AffinePart | None:
     x, *parameters = node.inputs
     arrays = [constant(parameter) for parameter in parameters]
     if any(array is None for array in arrays):
         return None
-    gamma, beta, mean, var = (wide(array.numpy()) for array in arrays if array is not None)
+    gamma, beta, mean, var = (array.numpy() for array in arrays if array is not None)
     assert isinstance(node.op, ops.BatchNorm)
-    with np.errstate(all="ignore"):
-        factor = gamma / np.sqrt(var + node.op.eps)
-    return _after(_part(x, 1, count), Affine(factor, beta - mean * factor), node)
+    return _after(_part(x, 1, count, depth - 1), affine_of(gamma, beta, mean, var, node.op.eps), node)
 
 
-def _with_constant(node: Node, x: Value, parameter: Value, axis: int, count: int) -> AffinePart | None:
+def _with_constant(node: Node, x: Value, parameter: Value, axis: int, count: int, depth: int) -> AffinePart | None:
     """x with a constant multiplied, divided by, added or subtracted."""
     data = constant(parameter)
     if data is None or x.tensor.dims != node.result.tensor.dims:
@@ -91,14 +91,14 @@ def _with_constant(node: Node, x: Value, parameter: Value, axis: int, count: int
                 step = Affine(ones, c)
             case _:
                 step = Affine(ones, -c) if parameter is node.inputs[1] else Affine(-ones, c)
-    return _after(_part(x, axis, count), step, node)
+    return _after(_part(x, axis, count, depth - 1), step, node)
 
 
-def _sum(node: Node, axis: int, count: int) -> AffinePart | None:
+def _sum(node: Node, axis: int, count: int, depth: int) -> AffinePart | None:
     """The sum or difference of two affine maps of one tensor."""
     if not isinstance(node.op, ops.Add | ops.Sub):
         return None
-    left, right = (_part(operand, axis, count) for operand in node.inputs)
+    left, right = (_part(operand, axis, count, depth - 1) for operand in node.inputs)
     if left.source is not right.source or not (left.nodes or right.nodes):
         return None
     if any(v.tensor.dims != node.result.tensor.dims for v in (*node.inputs, left.source)):

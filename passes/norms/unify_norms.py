@@ -126,7 +126,7 @@ class _Search:
         """The most norms that training keeps within the budget on the report set, if no fewer than `without` it."""
         if self.context.recover is None:
             return None
-        order = sorted(self.alone, key=lambda number: _key(self.alone[number]))
+        order = self._ranking()
         for count in range(len(order), max(without - 1, len(order) - _KEPT_AT_MOST - 1, 0), -1):
             result = self._recovered({number: self.first[number] for number in order[:count]})
             assert result.graph is not None
@@ -166,10 +166,14 @@ class _Search:
         recovery = self.context.recover(student, self.graph, trainable, pairs, training, held_out)
         return _Result(plan, Distance(0.0), student, recovery)
 
+    def _ranking(self) -> list[int]:
+        """All norms, the one whose replacement alone does the least harm first."""
+        return sorted(self.alone, key=lambda number: _key(self.alone[number]))
+
     def _greedy(self) -> list[Plan]:
         """Plans of 0, 1, 2 .. norms within the budget on the set to choose on."""
         plans: list[Plan] = [{}]
-        left = sorted(self.alone, key=lambda number: _key(self.alone[number]))
+        left = self._ranking()
         limit = len(left) if self.step.limit is None else self.step.limit
         while left and len(plans[-1]) < limit:
             left = [number for number in left if not self._breaks_anchors(plans[-1], number)]

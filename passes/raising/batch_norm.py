@@ -42,7 +42,7 @@ def batch_norm_into_conv(
     **conv: Any,
 ) -> Value:
     """BatchNorm(Conv(x, W, b)) = Conv(x, W * s, (b - mean) * s + beta) with s = gamma / sqrt(var + eps)."""
-    return conv_then(_affine(gamma, beta, mean, var, eps), Conv(**conv), x, w, b)
+    return conv_then(affine_of(gamma, beta, mean, var, eps), Conv(**conv), x, w, b)
 
 
 def linear_then_batch_norm(
@@ -64,7 +64,7 @@ def batch_norm_into_linear(
 ) -> Value:
     """BatchNorm(Linear(x, W, b)) = Linear(x, W * s, (b - mean) * s + beta) for x[B, K]."""
     _need_matrix(x)
-    return linear_then(_affine(gamma, beta, mean, var, eps), x, w, b)
+    return linear_then(affine_of(gamma, beta, mean, var, eps), x, w, b)
 
 
 def batch_norm_then_conv(x: Pattern, w: Array, b: Maybe, gamma: Array, beta: Array, mean: Array, var: Array) -> Pattern:
@@ -85,7 +85,7 @@ def conv_of_batch_norm(
     **conv: Any,
 ) -> Value:
     """Conv(BatchNorm(x), W, b) = Conv(x, W * s, b + sum of W * (beta - mean * s)), where no zeros are padded."""
-    return conv_of(_affine(gamma, beta, mean, var, eps), Conv(**conv), x, w, b)
+    return conv_of(affine_of(gamma, beta, mean, var, eps), Conv(**conv), x, w, b)
 
 
 def batch_norm_then_linear(
@@ -108,7 +108,7 @@ def linear_of_batch_norm(
 ) -> Value:
     """Linear(BatchNorm(x), W, b) = Linear(x, diag(s) W, b + (beta - mean * s) W) for x[B, K]."""
     _need_matrix(x)
-    return linear_of(_affine(gamma, beta, mean, var, eps), x, w, b)
+    return linear_of(affine_of(gamma, beta, mean, var, eps), x, w, b)
 
 
 def batch_norm_of_tokens(x: Pattern, gamma: Array, beta: Array, mean: Array, var: Array) -> Pattern:
@@ -120,7 +120,7 @@ def token_batch_norm(
     x: Value, gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float
 ) -> Value:
     """Transpose(BatchNorm(Transpose(x))) = x * s + (beta - mean * s) along the last axis of x[B, N, C]."""
-    affine = _affine(gamma, beta, mean, var, eps)
+    affine = affine_of(gamma, beta, mean, var, eps)
     affine.need_finite()
     factor, shift = (stored(part, np.empty(0, x.tensor.dtype.storage)) for part in (affine.factor, affine.shift))
     result: Value = Add()(Mul()(x, factor), shift)
@@ -141,7 +141,8 @@ class FoldBatchNorm(RulePass):
     )
 
 
-def _affine(gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float) -> Affine:
+def affine_of(gamma: np.ndarray, beta: np.ndarray, mean: np.ndarray, var: np.ndarray, eps: float) -> Affine:
+    """What a BatchNorm does to each channel in inference."""
     with np.errstate(all="ignore"):
         factor = wide(gamma) / np.sqrt(wide(var) + eps)
     return Affine(factor, wide(beta) - wide(mean) * factor)

@@ -293,3 +293,12 @@ def _same_without(graph: Graph, gone: tuple[type, ...], step: FoldNorms = FoldNo
     assert not graph.nodes(*gone)
     for old, new in zip(before, interpret(graph, feed).values(), strict=True):
         np.testing.assert_allclose(new, old, rtol=1e-5, atol=1e-5)
+
+
+def test_long_chains_of_sums_are_looked_at_briefly():
+    graph = Graph()
+    x = graph.add_input("x", TensorType(dtypes.f32, (2, 3, 6)))
+    for _ in range(400):
+        x = graph.add(ops.Add(), x, x, loc=ops_loc()).result
+    graph.add(ops.Return(("y",)), x)
+    assert not FoldNorms().run(graph, Context())
