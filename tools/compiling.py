@@ -170,6 +170,7 @@ class _Run:
     def __init__(self, job: Job, progress: Progress):
         self.job, self.progress = job, progress
         self.seconds: dict[str, float] = {}
+        self.opened: dict[str, CalibrationSet] = {}
         self.context = Context(
             target=job.target.name,
             seed=job.seed,
@@ -225,6 +226,12 @@ class _Run:
                 write_report(folder, outcome)
         return outcome
 
+    def _samples(self, source: str, inputs: Mapping[str, InputSpec]) -> CalibrationSet:
+        """Data in batches to judge by; opened, and so read and checked, once."""
+        if source not in self.opened:
+            self.opened[source] = open_calibration(source, inputs, seed=self.job.seed, batch=VERIFY_BATCH)
+        return self.opened[source]
+
     def _with_bars(self, inputs: Mapping[str, InputSpec]) -> Job:
         """The job with its bars handed to the passes that replace norms, and what these need in the context."""
         job, context = self.job, self.context
@@ -232,7 +239,7 @@ class _Run:
         if not has(job.pipeline, UnifyNorms):
             return job
         if job.verify_with is not None:
-            context.evaluation = open_calibration(job.verify_with, inputs, seed=job.seed, batch=VERIFY_BATCH)
+            context.evaluation = self._samples(job.verify_with, inputs)
         if job.max_drop is not None or job.metric is not None:
             context.metric = metric_named(job.metric)
         if job.recover is not None:
@@ -245,7 +252,7 @@ class _Run:
         source = job.verify_with or job.calib
         if source is None:
             raise UsageError("--metric and --max-drop need data", remedy="give some with --calib or --verify-with")
-        data = open_calibration(source, inputs, seed=job.seed, batch=VERIFY_BATCH)
+        data = self._samples(source, inputs)
         metric = metric_named(job.metric)
         before, rest = split_after(job.pipeline, UnifyNorms)
         with self._stage("optimize"):
@@ -275,7 +282,7 @@ class _Run:
         feeds, reason = outcome.data, ""
         if job.verify_with is not None:
             with self._stage("check data"):
-                feeds = open_calibration(job.verify_with, inputs, seed=job.seed, batch=VERIFY_BATCH)
+                feeds = self._samples(job.verify_with, inputs)
         if feeds is None and (job.verify or job.bench):
             with self._stage("check data"):
                 check_weights(graph)

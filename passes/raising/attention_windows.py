@@ -43,11 +43,7 @@ def attention_in_windows(
     root: Value,
 ) -> Value:
     """softmax(reshape(reshape(q @ k.T) + mask)) @ v = Attention with the split axes as heads, reshaped back."""
-    q, q_scale = without_factor(q)
-    k, k_scale = without_factor(k)
-    scale = q_scale * k_scale * quotient(factor, divisor)
-    k = keys(k)
-    need_same_heads(q, k, v)
+    q, k, scale = _operands(q, k, v, factor, divisor)
     length = k.tensor.dims[-2]
     scores = (*q.tensor.dims[:-1], length)
     lead, shape = _split_axes(q, scores, split)
@@ -57,6 +53,16 @@ def attention_in_windows(
     found = simplified(total, (*heads, *scores[-2:]))
     result = Attention(shortest(scale), found.causal)(*parts, found.value)
     return keeping(_reshaped(result, (*q.tensor.dims[:-1], v.tensor.dims[-1])), root)
+
+
+def _operands(q: Value, k: Value, v: Value, factor: float | None, divisor: float | None) -> tuple[Value, Value, float]:
+    """Queries and keys without their constant factors, keys in the order of Attention, and the scale."""
+    q, q_scale = without_factor(q)
+    k, k_scale = without_factor(k)
+    scale = q_scale * k_scale * quotient(factor, divisor)
+    k = keys(k)
+    need_same_heads(q, k, v)
+    return q, k, scale
 
 
 def attention_with_split_scores(
@@ -81,11 +87,7 @@ def attention_of_split_scores(
     root: Value,
 ) -> Value:
     """reshape(softmax(reshape(q @ k.T) + mask)) @ v = Attention with the split axes as heads, reshaped back."""
-    q, q_scale = without_factor(q)
-    k, k_scale = without_factor(k)
-    scale = q_scale * k_scale * quotient(factor, divisor)
-    k = keys(k)
-    need_same_heads(q, k, v)
+    q, k, scale = _operands(q, k, v, factor, divisor)
     scores = (*q.tensor.dims[:-1], k.tensor.dims[-2])
     lead, shape = _split_axes(q, scores, split)
     if len(shape) != 4:
