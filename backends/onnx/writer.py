@@ -22,6 +22,7 @@ from planish.backends.onnx import (
     lower_pool,
     lower_reduce,
     lower_shape,
+    lower_tokens,
     stream,
 )
 from planish.backends.onnx.carry import carry, inner_names
@@ -48,6 +49,7 @@ LOWERINGS: dict[type, Lowering] = {
     **lower_pool.LOWERINGS,
     **lower_attention.LOWERINGS,
     **lower_shape.LOWERINGS,
+    **lower_tokens.LOWERINGS,
     **lower_integer.LOWERINGS,
     **lower_int_products.LOWERINGS,
     **lower_int_norm.LOWERINGS,
