@@ -126,6 +126,7 @@ def _build(graph: Graph, choice: OpsetChoice, spellings: Spellings) -> onnx.Mode
         raise LoweringError(f"graph {graph.name!r} has no Return")
     e.at(terminal.loc)
     outputs = [interface.output(e, name, v) for name, v in zip(interface.outputs, terminal.inputs, strict=True)]
+    e.sweep(outputs)
     return _model(graph, choice.opset, e, inputs, outputs, interface.initializers(inputs))
 
 
