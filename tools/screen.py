@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 from rich.text import Text
 
-from planish.passes.norms.judging import Distance
+from planish.passes.judging import Distance
 from planish.passes.norms.unify_report import UnifyReport
 from planish.tools.accuracy_control import Controlled, table_rows
 from planish.tools.compiling import Outcome, agreement

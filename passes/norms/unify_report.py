@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from planish.passes.norms.fit import Deviations
-from planish.passes.norms.judging import Distance
+from planish.passes.judging import Distance
 
 
 @dataclass(frozen=True)

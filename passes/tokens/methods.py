@@ -33,14 +33,18 @@ class Choice:
     proportional: bool = True
 
     def counts(self, tokens: int) -> list[int]:
-        """Tokens in the MLP of each block, and in the attention of the next."""
-        left, counts = tokens, []
+        """Tokens in the MLP of each block."""
+        return [after for _, after in self.tokens_by_block(tokens)]
+
+    def tokens_by_block(self, tokens: int) -> list[tuple[int, int]]:
+        """Tokens in the attention and in the MLP of each block."""
+        left, found = tokens, []
         for removed in self.removed:
             if self.method == "route" and removed:
-                left = tokens
+                left = tokens  # attention sees all of them again before others are chosen
+            found.append((left, left - removed))
             left -= removed
-            counts.append(left)
-        return counts
+        return found
 
 
 def apply_choice(graph: Graph, encoder: Encoder, choice: Choice, restore: bool = False) -> None:

@@ -17,7 +17,7 @@ from planish.passes.calibration.collect import numpy_taps
 from planish.passes.norms import UnifyNorms
 from planish.passes.norms.converting import Conversion, convert, converted, norms_of, vanishes
 from planish.passes.norms.fit import Fit
-from planish.passes.norms.judging import three_sets
+from planish.passes.judging import three_sets
 from planish.passes.norms.unify_report import UnifyReport
 from planish.passes.raising.weights import Affine
 
