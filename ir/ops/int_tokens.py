@@ -10,10 +10,13 @@ from planish.ir import dtypes, fixedpoint
 from planish.ir.op import Op, need
 from planish.ir.ops.quantize import per_tensor
 from planish.ir.ops.tokens import choice_types, gathered_sums, matched, need_choice
-from planish.ir.types import TensorType
+from planish.ir.types import Quant, TensorType
 
 UNIT_BITS = 14
 """Fraction bits of a normalised key: products of two keep to 32 bits, by Cauchy and Schwarz."""
+
+COUNT = Quant((1.0,))
+"""The quantization of numbers of tokens: codes that are what they stand for."""
 
 _MOST_HEADS = 1 << 9  # sums of as many bytes, times 2**UNIT_BITS, keep to 32 bits
 
@@ -53,9 +56,10 @@ class IntMergeTokens(Op):
 
     y[i] = floor((2 * sum + total) / (2 * total)), with sum and total as in MergeTokens.
     most: the number of original tokens, which no total exceeds.
-    x: q(i8 or i16, zero any)[B, N, C]    keep, source, into: a choice among N    size: i32[B, N], default 1
-    y: as x, [B, M, C]    total: i32[B, M].
-    C1 x is quantized per tensor, with 8 or 16 signed bits.  C2, C3 as MergeTokens.  C4 `most` is below 2**14.
+    x: q(i8 or i16, zero any)[B, N, C]    keep, source, into: a choice among N    size: q(i32, 1)[B, N], default 1
+    y: as x, [B, M, C]    total: q(i32, 1)[B, M].
+    C1 x is quantized per tensor, with 8 or 16 signed bits; size has scale 1 and zero point 0.  C2, C3 as MergeTokens.
+    C4 `most` is below 2**14.
     Exact: codes of 16 bits, twice, times `most`, keep to 32 bits.
     """
 
@@ -68,11 +72,11 @@ class IntMergeTokens(Op):
         per_tensor("x", x)
         need(x.dtype in (dtypes.i8, dtypes.i16), f"C1: x is {x}; i8 or i16 is needed")
         if size is not None:
-            need(size.dtype == dtypes.i32 and size.quant is None, f"C3: size is {size}; i32 is needed")
+            need(size.dtype == dtypes.i32 and size.quant == COUNT, f"C1: size is {size}; i32 of scale 1 is needed")
         need_choice(x, keep, source, into, size)
         need(0 < self.most < 1 << 14, f"C4: {self.most} tokens")
         shape = (x.dims[0], keep.dims[1], x.dims[2])
-        return TensorType(x.dtype, shape, x.quant), TensorType(dtypes.i32, shape[:2])
+        return TensorType(x.dtype, shape, x.quant), TensorType(dtypes.i32, shape[:2], COUNT)
 
     def evaluate(
         self,
