@@ -14,8 +14,9 @@ import networkx as nx
 from planish.ir import ops
 from planish.ir.graph import Graph, Node, Value
 from planish.ir.op import Const, constant
+from planish.passes.tokens.masks import key_mask
 from planish.passes.tokens.places import Needs, Place, Reads, place_after, token_axis_of
-from planish.passes.tokens.refusal import Refusal
+from planish.passes.tokens.refusal import CONDITIONS, Refusal
 
 _FEW = 16  # leading tokens that heads are taken to read one by one: class tokens, registers
 _NORMS = (ops.LayerNorm, ops.RMSNorm, ops.BatchNorm)
@@ -87,6 +88,7 @@ def _encoder_of(graph: Graph, attention: Node, above: Mapping[Node, Node | None]
     tokens = keys.tensor.dims[2]
     if not isinstance(tokens, int):
         raise Refusal("T1", f"the number of tokens, {tokens}, isn't known; fix it with --shape", attention)
+    _check_mask(attention, ("T14",))
     start = _start(keys, tokens, above, attention)
     prefix = _prefix(start, tokens)
     reading = _Tracking(graph, start, tokens, prefix)
@@ -95,9 +97,13 @@ def _encoder_of(graph: Graph, attention: Node, above: Mapping[Node, Node | None]
         reading = _Tracking(graph, start, tokens, protected)
     blocks = tuple(_blocks(graph, reading))
     if not blocks:
-        node, need = next(iter(reading.needs.items()), (attention, Needs("T1", "tokens can't be followed through it")))
-        raise Refusal(need.condition, need.reason, node)
+        for node, need in reading.needs.items():
+            if need.condition == "T4":
+                raise Refusal(need.condition, need.reason, node)
+        raise Refusal("T2", "no residual sum of tokens follows it", attention)
     _check_region(graph, blocks, reading)
+    for block in blocks:
+        _check_mask(block.attention)
     return Encoder(start, tokens, protected, blocks, reading.places, tuple(reading.reads), reading.needs)
 
 
@@ -270,6 +276,17 @@ def _is_norm_behind(chain: list[Value], place: int | None) -> bool:
 def _sum_behind(chain: list[Value], place: int) -> int | None:
     """The next place of the chain that holds a sum."""
     return next((i for i in range(place + 1, len(chain)) if isinstance(chain[i].op, ops.Add)), None)
+
+
+def _check_mask(attention: Node, conditions: tuple[str, ...] = tuple(CONDITIONS)) -> None:
+    """Raise Refusal for a mask that breaks one of the conditions."""
+    mask = attention.operands[3] if len(attention.operands) > 3 else None
+    try:
+        if mask is not None:
+            key_mask(mask, attention)
+    except Refusal as refusal:
+        if refusal.condition in conditions:
+            raise
 
 
 def _check_region(graph: Graph, blocks: tuple[Block, ...], found: _Tracking) -> None:

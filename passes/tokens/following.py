@@ -120,7 +120,7 @@ class Following:
         """Steps undone on a value of any layout."""
         rows = self.now(value)
         rank = len(rows.tensor.dims)
-        if place.lead != 1:
+        if (place.lead, place.tail) != (1, 1):
             raise Refusal("T7", "tokens of several samples lie along one axis where all are needed", value.node)
         order = [0, place.axis, *(i for i in range(1, rank) if i != place.axis)]
         if place.axis == 0:
@@ -179,7 +179,7 @@ class Following:
         axis = place.axis - rank + len(other.tensor.dims)
         if axis < 0 or other.tensor.dims[axis] == 1:
             return other
-        if place.lead != 1:
+        if (place.lead, place.tail) != (1, 1):
             raise Refusal("T12", "it joins tokens of all samples with a tensor of another batch", node)
         return self._beside(node, other, axis, place.axis, steps)
 
@@ -219,9 +219,10 @@ class Following:
             if mask is not None and (1, *mask.tensor.dims)[-2] != 1:
                 raise Refusal("T5", "its mask differs from query to query", node)
             return
+        mask = None if mask is None else self._key_mask(mask, node)
         if mask is not None:
             try:
-                mask = self._beside(node, self._attach(key_mask(mask, node)), 3, 3, steps)
+                mask = self._beside(node, mask, 3, 3, steps)
             except Refusal as refusal:
                 condition = "T5" if refusal.condition == "T3" and refusal.node is None else refusal.condition
                 raise Refusal(condition, refusal.reason, node) from None
@@ -229,6 +230,15 @@ class Following:
         if bias is not None:
             mask = bias if mask is None else added(mask, bias)
         operands[3:] = [] if mask is None else [self._attach(mask)]
+
+    def _key_mask(self, mask: Value, node: Node) -> Value | None:
+        key = ("keys", mask)
+        if key not in self._made:
+            found = key_mask(mask, node)
+            if found is None:
+                return None
+            self._made[key] = self._attach(found)
+        return self._made[key]
 
     def bias(self, steps: Steps) -> Value | None:
         """The logarithm of how many tokens each stands for, [B, 1, 1, M], if that counts."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planish.ir import dims, ops
 from planish.ir.dims import Dim
@@ -14,10 +14,15 @@ from planish.passes.tokens.refusal import Refusal
 
 @dataclass(frozen=True)
 class Place:
-    """Tokens lie along `axis`; `lead` is what leading extents (the batch) are merged into the same axis before them."""
+    """Tokens lie along `axis`; `lead` and `tail` are extents (the batch) merged into it before and behind them."""
 
     axis: int
     lead: Dim = 1
+    tail: Dim = 1
+
+    def at(self, axis: int) -> Place:
+        """The same along another axis."""
+        return replace(self, axis=axis)
 
 
 class Reads(Exception):
@@ -61,7 +66,7 @@ def place_after(node: Node, found: Mapping[int, Place], tokens: int, protected: 
         case ops.BatchNorm() if index == 0 and axis != 1:
             return place
         case ops.Transpose():
-            return Place(op.perm.index(axis), place.lead)
+            return place.at(op.perm.index(axis))
         case _ if isinstance(op, _RENAMING) and index == 0:
             return _renamed(node, place, tokens)
         case ops.Slice():
@@ -72,7 +77,7 @@ def place_after(node: Node, found: Mapping[int, Place], tokens: int, protected: 
             return place
         case ops.Gather() if index == 0:
             if axis != op.axis:
-                return Place(axis if axis < op.axis else axis - 1 + len(node.inputs[1].tensor.dims), place.lead)
+                return place.at(axis if axis < op.axis else axis - 1 + len(node.inputs[1].tensor.dims))
             _read_by_gather(node, protected)
         case ops.Concat() if axis != op.axis and len(found) == len(node.operands) and len(set(found.values())) == 1:
             return place
@@ -82,7 +87,7 @@ def place_after(node: Node, found: Mapping[int, Place], tokens: int, protected: 
             axes = [a + rank for a in op.axes]  # type: ignore[attr-defined]
             if axis not in axes:
                 keeps = op.keepdims  # type: ignore[attr-defined]
-                return place if keeps else Place(axis - sum(a < axis for a in axes), place.lead)
+                return place if keeps else place.at(axis - sum(a < axis for a in axes))
     raise Needs("T4", f"{op.name} mixes or picks tokens by their position")
 
 
@@ -93,7 +98,7 @@ def _aligned(node: Node, found: Mapping[int, Place]) -> Place:
     for index, place in found.items():
         operand = node.operands[index]
         assert operand is not None
-        places.add(Place(place.axis + rank - len(operand.tensor.dims), place.lead))
+        places.add(place.at(place.axis + rank - len(operand.tensor.dims)))
     if len(places) > 1:
         raise Refusal("T1", f"operands of {node.op.name} have their tokens along different axes", node)
     return places.pop()
@@ -116,19 +121,13 @@ def _renamed(node: Node, place: Place, tokens: int) -> Place:
     """Through a reshape: as much before and behind the tokens as there was."""
     x, y = node.inputs[0].tensor, node.results[0].tensor
     before = dims.mul(dims.product(x.dims[: place.axis]), place.lead)
-    behind = dims.product(x.dims[place.axis + 1 :])
-    ahead: Dim = 1
+    behind = dims.mul(dims.product(x.dims[place.axis + 1 :]), place.tail)
     for axis, extent in enumerate(y.dims):
-        if dims.product(y.dims[axis + 1 :]) == behind and _holds(extent, tokens):
-            lead = _quotient(before, ahead)
-            if lead is not None and dims.mul(lead, tokens) == extent:
-                return Place(axis, lead)
-        ahead = dims.mul(ahead, extent)
+        lead = _quotient(before, dims.product(y.dims[:axis]))
+        tail = _quotient(behind, dims.product(y.dims[axis + 1 :]))
+        if lead is not None and tail is not None and dims.mul(dims.mul(lead, tokens), tail) == extent:
+            return Place(axis, lead, tail)
     raise Needs("T4", f"{node.op.name} takes tokens apart by their position, to {list(y.dims)}")
-
-
-def _holds(extent: Dim, tokens: int) -> bool:
-    return not isinstance(extent, int) or (extent >= tokens and extent % tokens == 0)
 
 
 def _quotient(a: Dim, b: Dim) -> Dim | None:
@@ -163,7 +162,7 @@ def resized(node: Node, before: Place, after: Place, old: int, new: int) -> Op:
     shape: list[int] = []
     for axis, extent in enumerate(y.dims):
         if axis == after.axis:
-            extent = dims.mul(after.lead, new)
+            extent = dims.mul(dims.mul(after.lead, new), after.tail)
         copied = axis < len(x.dims) and axis != after.axis and axis != before.axis and x.dims[axis] == y.dims[axis]
         if target[axis] == 0 and (axis == before.axis) == (axis == after.axis):
             shape.append(0)
