@@ -40,7 +40,8 @@ class Encoder:
     """A stream of tokens. places: where tokens are in every value that has them.
 
     protected: so many tokens at the beginning are read one by one, or aren't patches.
-    reads: nodes that read protected tokens. needs: nodes that need all tokens, with the reason.
+    reads: nodes that read protected tokens. needs: nodes that need all tokens, with the reason. inner: nodes from which
+    an attention of the stream can still be reached.
     """
 
     start: Value
@@ -50,6 +51,7 @@ class Encoder:
     places: Mapping[Value, Place]
     reads: tuple[Node, ...]
     needs: Mapping[Node, Needs]
+    inner: frozenset[Node]
 
     @property
     def has_class_token(self) -> bool:
@@ -101,10 +103,11 @@ def _encoder_of(graph: Graph, attention: Node, above: Mapping[Node, Node | None]
             if need.condition == "T4":
                 raise Refusal(need.condition, need.reason, node)
         raise Refusal("T2", "no residual sum of tokens follows it", attention)
-    _check_region(graph, blocks, reading)
+    inner = _inner(graph, blocks)
+    _check_region(blocks, reading, inner)
     for block in blocks:
         _check_mask(block.attention)
-    return Encoder(start, tokens, protected, blocks, reading.places, tuple(reading.reads), reading.needs)
+    return Encoder(start, tokens, protected, blocks, reading.places, tuple(reading.reads), reading.needs, inner)
 
 
 def _mixer(graph: Graph) -> Node | None:
@@ -289,13 +292,19 @@ def _check_mask(attention: Node, conditions: tuple[str, ...] = tuple(CONDITIONS)
             raise
 
 
-def _check_region(graph: Graph, blocks: tuple[Block, ...], found: _Tracking) -> None:
-    """Raise Refusal for a node between blocks that needs all tokens in their places."""
+def _inner(graph: Graph, blocks: tuple[Block, ...]) -> frozenset[Node]:
+    """The nodes from which an attention can be reached."""
     attentions = {block.attention for block in blocks}
-    ahead: set[Node] = set()  # nodes from which an attention of the stream can be reached
+    ahead: set[Node] = set()
     for node in reversed(list(graph)):
         if node in attentions or any(user in ahead for result in node.results for user in result.users):
             ahead.add(node)
+    return frozenset(ahead)
+
+
+def _check_region(blocks: tuple[Block, ...], found: _Tracking, inner: frozenset[Node]) -> None:
+    """Raise Refusal for a node between blocks that needs all tokens in their places."""
+    attentions = {block.attention for block in blocks}
     for node, need in found.needs.items():
-        if node in ahead and node not in attentions:
+        if node in inner and node not in attentions:
             raise Refusal(need.condition, f"{need.reason} between blocks", node)

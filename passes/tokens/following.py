@@ -81,10 +81,12 @@ class Following:
         if isinstance(node.op, ops.Shape | ops.Size):
             self._reroot(node)
         elif not any(self.steps(v) for v in found.values()):
+            for index, value in found.items():
+                self.graph.set_operand(node, index, self.now(value))
             for result in node.results:
                 if result in self.encoder.places:
                     self.held[result] = (result, ())
-        elif node in self.encoder.needs:
+        elif node in self.encoder.needs or (node not in self.encoder.inner and self._joins_tokens(node, found)):
             for index, value in found.items():
                 self.graph.set_operand(node, index, self._given_back(value))
         elif node in self.encoder.reads:
@@ -92,6 +94,15 @@ class Following:
                 self.graph.set_operand(node, index, self.now(value))
         else:
             self._rebuild(node, found)
+
+    def _joins_tokens(self, node: Node, found: Mapping[int, Value]) -> bool:
+        """True if a tensor from outside the stream that has tokens joins in, element by element."""
+        if not node.op.pointwise:
+            return False
+        place, rank = self.encoder.places[node.results[0]], len(node.results[0].tensor.dims)
+        others = [v for i, v in enumerate(node.operands) if v is not None and i not in found]
+        axes = [(v, place.axis - rank + len(v.tensor.dims)) for v in others]
+        return any(axis >= 0 and v.tensor.dims[axis] != 1 for v, axis in axes)
 
     def _reroot(self, node: Node) -> None:
         """The shape of the stream as it was: read where it still has all tokens."""

@@ -83,7 +83,7 @@ def _why(mask: Value, reader: Node) -> Refusal:
     """What a mask that depends on queries is."""
     work, seen = [(mask, 0)], {mask}
     while work:
-        value, depth = work.pop()
+        value, depth = work.pop(0)
         data = constant(value)
         if data is not None:
             found = _judged(data.numpy(), reader)
