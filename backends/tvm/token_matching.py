@@ -53,8 +53,8 @@ class Matching(ABC):
         self.keep, self.source, self.into = (self.scope.value(v) if v in region.results else None for v in node.results)
 
     @abstractmethod
-    def normalise(self, sample: Expr, parity: int) -> None:
-        """Write the keys of unit length of the tokens in even or odd places to `units`."""
+    def normalise(self, sample: Expr) -> None:
+        """Write the keys of unit length to `units`."""
 
     @abstractmethod
     def plan(self, rows: int, columns: int) -> Tiling:
@@ -81,8 +81,7 @@ class Matching(ABC):
             self.before = scope.scratch(shape, "int32")
         with IRBuilder() as builder, T.seq_scope(), loops((self.batch,)) as (sample,):
             if self.merged:
-                for parity in (0, 1):
-                    self.normalise(sample, parity)
+                self.normalise(sample)
                 self.pack(sample)
                 self.match(sample)
                 self.choose(sample)

@@ -17,6 +17,7 @@ from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import Expr, Kernel
 from planish.backends.tvm.tiles import Panels, Rows, Tiling
 from planish.backends.tvm.token_matching import Matching
+from planish.backends.tvm.token_ranks import padded
 from planish.ir import dtypes
 from planish.ir.ops.int_tokens import UNIT_BITS
 from planish.ir.ops.tokens import _SHORTEST
@@ -40,39 +41,41 @@ class _FloatMatching(Matching):
     dtype, score, word = "float32", "float32", 1
     lowest, blocked = -4.0, -8.0
 
-    def normalise(self, sample: Expr, parity: int) -> None:
+    def normalise(self, sample: Expr) -> None:
+        for parity, count in enumerate(self.counts):
+            with T.serial(0, count) as i:
+                self.normalise_key(sample, 2 * i + parity, self.row(sample, parity, i))
+
+    def normalise_key(self, sample: Expr, token: Expr, place: Expr) -> None:
         """Sums of heads instead of means: their length is divided by all the same."""
         lanes = self.lanes
-        with T.serial(0, self.counts[parity]) as i:
-            squares = T.alloc_buffer((lanes,), "float32", scope="global")
-            with vector(lanes) as lane:
-                T.buffer_store(squares, real(0), [lane])
-            place = self.row(sample, parity, i)
-            for start, width in chunks(self.width, 4 * lanes):
-                sums = T.alloc_buffer((width,), "float32", scope="global")
-                with vector(width) as lane:
-                    T.buffer_store(sums, self.reader.at(self.k, (sample, 0, 2 * i + parity, start + lane)), [lane])
-                with T.serial(1, self.heads) as head, vector(width) as lane:
-                    more = self.reader.at(self.k, (sample, head, 2 * i + parity, start + lane))
-                    T.buffer_store(sums, sums[lane] + more, [lane])
-                with vector(width) as lane:
-                    T.buffer_store(self.units, sums[lane], [place + start + lane])
-                for first in range(0, width, lanes):
-                    with vector(min(lanes, width)) as lane:
-                        square = sums[first + lane] * sums[first + lane]
-                        T.buffer_store(squares, squares[lane] + square, [lane])
-            half = lanes
-            while half > 1:
-                half //= 2
-                with vector(half) as lane:
-                    T.buffer_store(squares, squares[lane] + squares[lane + half], [lane])
-            shortest = real(float(_SHORTEST) * self.heads)
-            root = variable("float32", T.sqrt(squares[0]))
-            length = variable("float32", T.Select(root[0] < shortest, shortest, root[0]))
-            for start, width in chunks(self.width, 4 * lanes):
-                with vector(width) as lane:
-                    unit = self.units[place + start + lane] / length[0]
-                    T.buffer_store(self.units, unit, [place + start + lane])
+        squares = T.alloc_buffer((lanes,), "float32", scope="global")
+        with vector(lanes) as lane:
+            T.buffer_store(squares, real(0), [lane])
+        for start, width in chunks(self.width, 4 * lanes):
+            sums = T.alloc_buffer((width,), "float32", scope="global")
+            with vector(width) as lane:
+                T.buffer_store(sums, self.reader.at(self.k, (sample, 0, token, start + lane)), [lane])
+            with T.serial(1, self.heads) as head, vector(width) as lane:
+                more = self.reader.at(self.k, (sample, head, token, start + lane))
+                T.buffer_store(sums, sums[lane] + more, [lane])
+            with vector(width) as lane:
+                T.buffer_store(self.units, sums[lane], [place + start + lane])
+            for first in range(0, width, lanes):
+                with vector(min(lanes, width)) as lane:
+                    square = sums[first + lane] * sums[first + lane]
+                    T.buffer_store(squares, squares[lane] + square, [lane])
+        half = lanes
+        while half > 1:
+            half //= 2
+            with vector(half) as lane:
+                T.buffer_store(squares, squares[lane] + squares[lane + half], [lane])
+        shortest = real(float(_SHORTEST) * self.heads)
+        root = variable("float32", T.sqrt(squares[0]))
+        length = variable("float32", T.Select(root[0] < shortest, shortest, root[0]))
+        for start, width in chunks(self.width, 4 * lanes):
+            with vector(width) as lane:
+                T.buffer_store(self.units, self.units[place + start + lane] / length[0], [place + start + lane])
 
     def plan(self, rows: int, columns: int) -> Tiling:
         return float_tiles.tiling(rows, columns, self.isa)
@@ -106,41 +109,46 @@ class _IntMatching(Matching):
         self.sum = "int16" if largest <= dtypes.i16.max else "int32"
         self.square = "int32" if largest**2 * self.width <= dtypes.i32.max else "int64"
         if self.merged:
-            self.sums = self.scope.scratch((self.batch, BLOCK, self.width), self.sum)
+            across = padded(self.tokens, BLOCK)
+            self.sums = self.scope.scratch((self.batch, self.tokens, self.width), self.sum)
+            self.lengths = self.scope.scratch((self.batch, across), "int64")
+            self.factors, self.addends = (self.scope.scratch((self.batch, across), "float64") for _ in range(2))
 
-    def normalise(self, sample: Expr, parity: int) -> None:
-        """Square roots and reciprocals, which take long, of `BLOCK` keys at a time."""
-        count = self.counts[parity]
-        with T.serial(0, -(-count // BLOCK)) as block:
+    def normalise(self, sample: Expr) -> None:
+        """In three passes, so that square roots and reciprocals, which take long, wait for nothing.
+
+        floor((m * 2**14 + (n >> 1) + 1/2) / n) is the same key, and what is cut off lies 1 / (2 * n) from an
+        integer at least, far more than float64 rounds; moved above zero, it is cut off right.
+        """
+        with T.serial(0, self.tokens) as n:
+            T.buffer_store(self.lengths, self.sum_heads(sample, n), [sample, n])
+        with T.serial(0, -(-self.tokens // BLOCK)) as block:
             first = block * BLOCK
-            used = BLOCK if count % BLOCK == 0 else T.min(BLOCK, count - first)
             lengths = T.alloc_buffer((BLOCK,), "int64", scope="global")
             with vector(BLOCK) as i:
-                T.buffer_store(lengths, T.int64(0), [i])
-            with T.serial(0, used) as i:
-                T.buffer_store(lengths, self.sum_heads(sample, 2 * (first + i) + parity, i), [i])
+                T.buffer_store(lengths, self.lengths[sample, first + i], [i])
             square_roots(lengths, BLOCK)
-            factors, addends = (T.alloc_buffer((BLOCK,), "float64", scope="global") for _ in range(2))
-            # floor((m * 2**14 + (n >> 1) + 1/2) / n) is the same, and what is cut off lies 1 / (2 * n) from an integer
-            # at least, far more than float64 rounds; moved above zero, it is cut off right.
             with vector(BLOCK) as i:
-                length = T.cast(T.max(lengths[i], T.int64(1)), "float64")
-                T.buffer_store(factors, T.float64(1) / length, [i])
+                T.buffer_store(lengths, T.max(lengths[i], T.int64(1)), [i])
             with vector(BLOCK) as i:
-                half = T.cast(T.max(lengths[i], T.int64(1)) >> T.int64(1), "float64") + T.float64(0.5)
-                T.buffer_store(addends, half * factors[i] + T.float64(_ABOVE), [i])
-            with T.serial(0, used) as i:
-                place = self.row(sample, parity, first + i)
-                factor = variable("float64", factors[i] * T.float64(1 << UNIT_BITS))
+                factor = T.float64(1 << UNIT_BITS) / T.cast(lengths[i], "float64")
+                T.buffer_store(self.factors, factor, [sample, first + i])
+            with vector(BLOCK) as i:
+                half = T.cast(lengths[i] >> T.int64(1), "float64") + T.float64(0.5)
+                addend = half / T.cast(lengths[i], "float64") + T.float64(_ABOVE)
+                T.buffer_store(self.addends, addend, [sample, first + i])
+        for parity, count in enumerate(self.counts):
+            with T.serial(0, count) as i:
+                n, place = 2 * i + parity, self.row(sample, parity, i)
                 for start, width in chunks(self.width, 2 * self.lanes):
                     with vector(width) as lane:
-                        m = T.cast(T.cast(self.sums[sample, i, start + lane], "int32"), "float64")
-                        above = T.cast(m * factor[0] + addends[i], "int32")
+                        m = T.cast(T.cast(self.sums[sample, n, start + lane], "int32"), "float64")
+                        above = T.cast(m * self.factors[sample, n] + self.addends[sample, n], "int32")
                         T.buffer_store(self.units, T.cast(above - T.int32(_ABOVE), "int16"), [place + start + lane])
                 for e in range(self.width, self.stride):
                     T.buffer_store(self.units, T.Cast("int16", 0), [place + e])
 
-    def sum_heads(self, sample: Expr, token: Expr, i: Expr) -> Expr:
+    def sum_heads(self, sample: Expr, token: Expr) -> Expr:
         """Write the sums of a key over heads; the value is that of their squares (int64)."""
         lanes = self.lanes
         squares = T.alloc_buffer((lanes,), self.square, scope="global")
@@ -154,7 +162,7 @@ class _IntMatching(Matching):
                 more = T.cast(self.reader.at(self.k, (sample, head, token, start + lane)), self.sum)
                 T.buffer_store(sums, sums[lane] + more, [lane])
             with vector(width) as lane:
-                T.buffer_store(self.sums, sums[lane], [sample, i, start + lane])
+                T.buffer_store(self.sums, sums[lane], [sample, token, start + lane])
             for first in range(0, width, lanes):
                 with vector(min(lanes, width)) as lane:
                     wide = T.cast(sums[first + lane], self.square)
