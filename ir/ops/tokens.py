@@ -44,7 +44,8 @@ def matched(scores: np.ndarray, merged: int, protected: int, lowest: float | int
     batch, evens, odds = scores.shape
     scores = scores.copy()
     scores[:, :, : protected // 2] = lowest
-    best, partner = np.max(scores, axis=2, initial=lowest), np.argmax(scores, axis=2) if odds else scores[:, :, 0]
+    best = np.max(scores, axis=2, initial=lowest)
+    partner = np.argmax(scores, axis=2) if odds else np.zeros((batch, evens), np.int64)
     best[:, : (protected + 1) // 2] = lowest
     order = np.argsort(-best.astype(np.float64), axis=1, kind="stable")[:, :merged]
     source = 2 * order
@@ -118,16 +119,15 @@ class MergeTokens(Op):
         return (sums / total[:, :, None]).astype(x.dtype), total.astype(x.dtype)
 
 
-def need_choice(
-    x: TensorType, keep: TensorType, source: TensorType, into: TensorType, size: TensorType | None
-) -> None:
+def need_choice(x: TensorType, keep: TensorType, source: TensorType, into: TensorType, size: TensorType | None) -> None:
     """State constraints C2 and C3 of the merges."""
     need(len(x.dims) == 3, f"C3: x is {x}; [B, N, C] is needed")
     for name, index in (("keep", keep), ("source", source), ("into", into)):
         need(index.dtype == dtypes.i64 and len(index.dims) == 2, f"C2: {name} is {index}; i64 of rank 2 is needed")
         need(dims.may_equal(index.dims[0], x.dims[0]), f"C3: {name} is for another batch than x, {x}")
     need(dims.may_equal(source.dims[1], into.dims[1]), f"C3: source is {source} but into {into}")
-    need(dims.may_equal(dims.add(keep.dims[1], source.dims[1]), x.dims[1]), f"C3: {keep} and {source} aren't all of {x}")
+    whole = dims.add(keep.dims[1], source.dims[1])
+    need(dims.may_equal(whole, x.dims[1]), f"C3: {keep} and {source} aren't all of {x}")
     if size is not None:
         need(len(size.dims) == 2, f"C3: size is {size}; [B, N] is needed")
         need(all(map(dims.may_equal, size.dims, x.dims[:2])), f"C3: size is {size}, which doesn't fit x, {x}")
