@@ -10,7 +10,8 @@ from planish.passes.norms.unify_report import UnifyReport
 from planish.tools.compiling import Outcome, agreement
 from planish.tools.recovery.recover import Recovery
 from planish.tools.report.curve import error_curve, training_curve
-from planish.tools.screen import distance_cells, mib, pass_rows, speed_line
+from planish.tools.screen import mib, pass_rows, speed_line
+from planish.tools.token_screen import error_cells
 
 FILE = "report.html"
 
@@ -62,7 +63,7 @@ def _norms(report: UnifyReport) -> dict[str, Any]:
                 f"{100 * row.deviations.variation:.0f} %",
                 f"{row.deviations.peak:.1f}",
                 f"{100 * row.local_nmse:.2g} %",
-                *distance_cells(row.alone),
+                *error_cells(row.alone),
                 row.note,
             )
             for row in report.norms
