@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from planish.ir.errors import UsageError
-from planish.passes.base import Pass, Pipeline
+from planish.ir.errors import GateError, UsageError
+from planish.ir.graph import Graph
+from planish.passes.base import Context, Pass, Pipeline
 from planish.passes.integer import Integerize
+from planish.passes.judging import Judge, Samples
 from planish.passes.norms import UnifyNorms
 from planish.passes.tokens import CompressTokens
 
@@ -54,3 +56,26 @@ def with_bars(
     for kind in changing:
         pipeline = pipeline.with_options(kind.name, **options)
     return pipeline
+
+
+def is_scheduled(pipeline: Pipeline) -> bool:
+    """True if the user said how many tokens go, so that the pass searches for nothing that fits the bars."""
+    found = [step for step in pipeline.leaves() if isinstance(step, CompressTokens)]
+    return any(step.latency is not None or step.schedule != "search" for step in found)
+
+
+def check_bars(original: Graph, graph: Graph, context: Context, max_drop: float | None, max_nmse: float | None) -> None:
+    """Hold a graph against the bars on the samples to report on. Raises GateError if it misses one, UsageError without
+    samples.
+    """
+    source = context.calibration if context.evaluation is None else context.evaluation
+    if source is None:
+        raise UsageError("--max-drop and --max-nmse need data", remedy="give some with --calib or --verify-with")
+    samples = Samples(list(source), getattr(source, "labels", None))
+    found = Judge(original, samples, context).distance(graph)
+    remedy = "let fewer tokens go, or leave --schedule and --latency out to search for what fits"
+    if max_drop is not None and found.drop is not None and found.drop > max_drop:
+        raise GateError(f"the metric falls by {found.drop:.3g}, more than {max_drop:g}", remedy=remedy)
+    if max_nmse is not None and not found.nmse <= max_nmse:
+        shown = f"{100 * found.nmse:.2g} % of their variance, more than {100 * max_nmse:g} %"
+        raise GateError(f"the outputs err by {shown}", remedy=remedy)

@@ -29,7 +29,7 @@ from planish.passes.tokens import CompressTokens
 from planish.tools import manifest as manifests
 from planish.tools.accuracy_control import Controlled, control, metric_named
 from planish.tools.artifact import artifact_folder
-from planish.tools.bars import CHANGING, has, split_after, with_bars
+from planish.tools.bars import CHANGING, check_bars, has, is_scheduled, split_after, with_bars
 from planish.tools.clock import TargetClock
 from planish.tools.description import describe, source_files, source_ops
 from planish.tools.measure import Measurements, measure_models
@@ -203,8 +203,7 @@ class _Run:
                 graph, self.context = controlled.graph, controlled.context
                 job = self.job = replace(job, pipeline=controlled.pipeline)
             else:
-                with self._stage("optimize"):
-                    job.pipeline.run(graph, self.context)
+                self._optimize(graph)
             with self._stage("write"):
                 written = write_for(graph, folder, job.target, opset=job.opset, on_progress=self.progress.advance)
             outcome = Outcome(
@@ -228,6 +227,17 @@ class _Run:
 
                 write_report(folder, outcome)
         return outcome
+
+    def _optimize(self, graph: Graph) -> None:
+        """Run the pipeline. Bars that its passes don't search within are checked on what comes out."""
+        job = self.job
+        barred = job.max_drop is not None or job.max_nmse is not None
+        original = graph.clone()[0] if barred and is_scheduled(job.pipeline) else None
+        with self._stage("optimize"):
+            job.pipeline.run(graph, self.context)
+        if original is not None and not has(job.pipeline, Integerize):
+            with self._stage("check bars"):
+                check_bars(original, graph, self.context, job.max_drop, job.max_nmse)
 
     def _samples(self, source: str, inputs: Mapping[str, InputSpec]) -> CalibrationSet:
         """Data in batches to judge by; opened, and so read and checked, once."""
