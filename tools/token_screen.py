@@ -60,7 +60,14 @@ def tables(report: CompressReport) -> Iterator[RenderableType]:
     """Tokens by block; the points that were measured, of the method that was taken; methods that were refused."""
     yield _blocks(report)
     if report.curves:
-        yield _curves(report)
+        yield _curve(report)
+        others = [
+            f"{method} ({len(points)} points)"
+            for method, points in report.curves.items()
+            if method != report.choice.method
+        ]
+        if others:
+            yield Text(f"tried too, see report.html: {', '.join(others)}", style="dim")
     for reason in report.refused.items():
         yield Text(": ".join(("refused", *reason)), style="yellow")
 
@@ -81,17 +88,12 @@ def block_rows(report: CompressReport) -> list[tuple[str, int, int, int]]:
     return [(name, b, b - left, left) for name, (b, left) in zip(report.blocks, seen, strict=True)]
 
 
-def _curves(report: CompressReport) -> Table:
-    table = _table(f"Speed against error ({report.budget})")
-    table.add_column("method")
-    for name in ("left", "times as fast", "of outputs", "metric", "of outputs, unseen", "metric, unseen"):
+def _curve(report: CompressReport) -> Table:
+    table = _table(f"Speed against error: {report.choice.method}, {report.budget}")
+    for name in ("left", "times as fast", "of outputs", "metric", "on unseen", "metric"):
         table.add_column(name, justify="right")
-    for method, points in report.curves.items():
-        if report.result is None or method == report.choice.method:
-            for point in points:
-                table.add_row(*point_cells(point), style="bold" if point is report.result else "")
-        else:
-            table.add_row(method, f"{len(points)} points: see report.html", style="dim")
+    for point in report.curves.get(report.choice.method, ()):
+        table.add_row(*point_cells(point), style="bold" if point is report.result else "")
     return table
 
 
@@ -99,7 +101,7 @@ def point_cells(point: Point) -> tuple[str, ...]:
     """A point that was tried, as text: speeds by the search's own model of time are marked."""
     speed = f"{point.speed:.2f}" + ("" if point.measured else " (estimated)")
     unseen = ("", "") if point.reported is None else error_cells(point.reported)
-    return (point.choice.method, str(min(point.counts)), speed, *error_cells(point.chosen), *unseen)
+    return (str(min(point.counts)), speed, *error_cells(point.chosen), *unseen)
 
 
 def error_cells(distance: Distance) -> tuple[str, str]:
