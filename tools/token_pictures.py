@@ -155,7 +155,7 @@ def _page(title: str, drawn: bytes, trace: Trace, positions: bool) -> str:
         "body{font:15px/1.5 system-ui,sans-serif;color:#1f2937;max-width:90rem;margin:2rem auto;padding:0 1rem}"
         "img{max-width:100%}table{border-collapse:collapse;margin-top:1rem}"
         "th,td{padding:.2rem .8rem .2rem 0;text-align:left}th{border-bottom:1px solid #9ca3af}</style></head>\n<body>"
-        f"<h1>Tokens {html.escape(_WAYS[trace.method])}</h1><p>{_LEGENDS[trace.method]}</p>"
+        f"<h1>Tokens {html.escape(_WAYS[trace.method])}</h1><p>{_STRIP if positions else _LEGENDS[trace.method]}</p>"
         f'<img alt="tokens by block" src="data:image/png;base64,{source}">{"".join(tables)}</body></html>\n'
     )
 
@@ -167,6 +167,8 @@ _LEGENDS = {
     "eliminate": "What is pale blue was left out.",
     "route": "What is pale blue was led around the blocks that follow; all tokens come back before others are chosen.",
 }
+
+_STRIP = "A column is a token: it has a row of its own, is part of another one's, or is gone."
 
 
 def _table(rows: list[tuple[str, ...]]) -> str:
