@@ -1,7 +1,7 @@
 """The encoder in a graph: its residual stream of tokens, the blocks, and who reads the stream in the end.
 
 Found by where data flows, not by names: the stream starts at the first tensor [batch, tokens, channels] that every path
-to the keys of an attention passes; a block's cut is the next value that every path to the outputs passes.
+to the keys of an attention passes; a block's cut is the next sum that every path from its attention passes.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _encoder_of(graph: Graph, attention: Node, above: Mapping[Node, Node | None]
     protected = prefix or reading.singles
     if protected != prefix:
         reading = _Tracking(graph, start, tokens, protected)
-    blocks = tuple(_blocks(graph, reading))
+    blocks = tuple(_blocks(reading, graph.nodes(ops.Attention)))
     if not blocks:
         for node, need in reading.needs.items():
             if need.condition == "T4":
@@ -218,67 +218,64 @@ def _single(node: Node, place: Place, tokens: int) -> int:
     return last + 1 if 0 <= last < min(_FEW, tokens - 1) else 0
 
 
-def _blocks(graph: Graph, found: _Tracking) -> Iterator[Block]:
-    order = {node: i for i, node in enumerate(graph)}
-    attentions = [
-        node
-        for node in graph.nodes(ops.Attention)
-        if all(v in found.places for v in node.inputs[:3]) and node.result in found.places
-    ]
-    if not attentions:
-        return
-    chain = _chain(found, attentions[-1], order)
-    positions = [-1 if v.node is None else order[v.node] for v in chain]
-    after = [next((i for i, p in enumerate(positions) if p > order[a]), None) for a in attentions]
-    post = _is_norm_behind(chain, after[0])
-    for number, (attention, place) in enumerate(zip(attentions, after, strict=True)):
-        if place is None or place == 0:
+def _blocks(found: _Tracking, attentions: list[Node]) -> Iterator[Block]:
+    """Of each attention the next two sums of the stream: behind the attention, and behind the MLP."""
+    below = _post_dominators(found)
+    for attention in attentions:
+        if attention.result not in found.places or not all(v in found.places for v in attention.inputs[:3]):
+            continue
+        first = _next_sum(attention.result, below, found)
+        if first is None:
             return
-        following = order[attentions[number + 1]] if number + 1 < len(attentions) else None
-        start = place - 1
-        if following is None:
-            end = _sum_behind(chain, place + (1 if post else 0))
-            end = None if end is None else end + (1 if post else 0)
-        else:
-            end = max(i for i, p in enumerate(positions) if p < following)
-        cut = place + (1 if post else 0)
-        if end is None or end >= len(chain) or end <= cut:
+        cut = _settled(first, below)
+        second = _next_sum(cut, below, found)
+        if second is None:
             return
-        stream = [chain[i] for i in (start, cut, end)]
-        if any(found.places[v] != Place(1) or len(v.tensor.dims) != 3 for v in stream):
+        end = second if cut is first else _settled(second, below)
+        start = _other_operand(first, attention, found)
+        if start is None:
+            return
+        if any(found.places[v] != Place(1) or len(v.tensor.dims) != 3 for v in (start, cut, end)):
             raise Refusal("T1", "the residual stream isn't [batch, tokens, channels]", attention)
-        yield Block(attention, *stream)
+        yield Block(attention, start, cut, end)
 
 
-def _chain(found: _Tracking, last: Node, order: Mapping[Node, int]) -> list[Value]:
-    """The values that every path of tokens passes, from the start of the stream to its last readers."""
-    sink = "readers"
-    flow = found.flow
+def _post_dominators(found: _Tracking) -> dict[Value, Value]:
+    """For each value with tokens the nearest one that every path from it to a reader passes, where there is one."""
+    readers = "readers"
+    flow = found.flow.copy()
     for node in (*found.reads, *found.needs):
-        if order[node] > order[last]:
-            flow.add_edges_from((v, sink) for v in node.inputs if v in found.places)
-    if sink not in flow:
-        return []
-    above = nx.immediate_dominators(flow, found.start)
-    chain: list[Value] = []
-    here = above.get(sink)
-    while here is not None and (not chain or here is not chain[-1]):
-        chain.append(here)
-        here = None if here is found.start else above.get(here)
-    flow.remove_node(sink)
-    return chain[::-1]
+        flow.add_edges_from((v, readers) for v in node.inputs if v in found.places)
+    if readers not in flow:
+        return {}
+    nearest = nx.immediate_dominators(flow.reverse(copy=False), readers)
+    return {value: below for value, below in nearest.items() if value != readers and below != readers}
 
 
-def _is_norm_behind(chain: list[Value], place: int | None) -> bool:
-    """True if the sum at a place of the chain is read by a norm only, which is the next in the chain."""
-    if place is None or place + 1 >= len(chain):
-        return False
-    return isinstance(chain[place + 1].op, _NORMS) and len(chain[place].uses) == 1
+def _next_sum(value: Value, below: Mapping[Value, Value], found: _Tracking) -> Value | None:
+    """The next value that every path passes and that is the sum of two tensors with tokens."""
+    here = below.get(value)
+    while here is not None:
+        node = here.node
+        if node is not None and isinstance(node.op, ops.Add) and all(v in found.places for v in node.inputs):
+            return here
+        here = below.get(here)
+    return None
 
 
-def _sum_behind(chain: list[Value], place: int) -> int | None:
-    """The next place of the chain that holds a sum."""
-    return next((i for i in range(place + 1, len(chain)) if isinstance(chain[i].op, ops.Add)), None)
+def _settled(total: Value, below: Mapping[Value, Value]) -> Value:
+    """The norm of a sum, if nothing else reads the sum: the stream of post-norm encoders."""
+    following = below.get(total)
+    behind = following is not None and isinstance(following.op, _NORMS) and len(total.uses) == 1
+    return following if behind and following is not None else total
+
+
+def _other_operand(total: Value, attention: Node, found: _Tracking) -> Value | None:
+    """The operand of a sum that doesn't come from the attention."""
+    assert total.node is not None
+    reached = nx.descendants(found.flow, attention.result) | {attention.result}
+    apart = [v for v in total.node.inputs if v not in reached]
+    return apart[0] if len(apart) == 1 else None
 
 
 def _check_mask(attention: Node, conditions: tuple[str, ...] = tuple(CONDITIONS)) -> None:
