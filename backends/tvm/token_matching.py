@@ -28,7 +28,7 @@ class Matching(ABC):
     best so far and where it was stay in registers, and of equals the first one is kept.
     Keys in odd places are rows of `units`, those in even places are transposed, a word of 32 bits of each token next to
     that of the next token, in `panels`.
-    dtype: of keys of unit length. best: dtype of scores. word: keys in a word. lowest, blocked: scores below any other,
+    dtype: of keys of unit length. score: of scores. word: elements in a word. lowest, blocked: scores below any other,
     to start from and of tokens that take no part.
     """
 
