@@ -44,6 +44,11 @@ CHOICES = [
 ]
 
 
+def counted(array: np.ndarray) -> Feed:
+    """Numbers of tokens, as codes of scale 1."""
+    return TensorType(dtypes.i32, array.shape, Quant((1.0,))), array.astype(np.int32)
+
+
 def coded(array: np.ndarray, dtype: dtypes.DType, zero: int = 0) -> Feed:
     return TensorType(dtype, array.shape, Quant((0.05,), zero)), array.astype(dtype.storage)
 
@@ -169,7 +174,7 @@ MERGES = [(1, 197, 96, 26), (1, 197, 384, 13), (2, 9, 7, 4), (3, 8, 8, 0), (1, 7
 def test_merging_of_codes(isa, sized, dtype, zero, batch, tokens, channels, merged):
     x = RNG.integers(dtype.min, dtype.max, (batch, tokens, channels), endpoint=True)
     x[0, :, 0] = dtype.min
-    size = [plain(RNG.integers(1, 40, (batch, tokens)).astype(np.int32))] if sized else []
+    size = [counted(RNG.integers(1, 40, (batch, tokens)))] if sized else []
     feeds = [coded(x, dtype, zero), *map(plain, choice(batch, tokens, merged)), *size]
     assert_exact(*made(lambda *xs: ops.IntMergeTokens(40 * 197)(*xs), *feeds), isa)
 
@@ -186,7 +191,7 @@ def test_means_of_codes_are_exact_where_they_nearly_round_up(isa):
     x = np.stack([first, sums - first * sizes]).reshape(1, 2 * count, 1)
     assert np.all(np.abs(x) < 2**15)
     places = np.arange(count)
-    feeds = [coded(x, dtypes.i16), *(plain(a[None]) for a in (places, count + places, places)), plain(size)]
+    feeds = [coded(x, dtypes.i16), *(plain(a[None]) for a in (places, count + places, places)), counted(size)]
     assert_exact(*made(lambda *xs: ops.IntMergeTokens(16383)(*xs), *feeds), isa)
 
 
