@@ -49,7 +49,7 @@ class CompressTokens(Pass):
     proportional: bool | None = None
     target_speedup: float | None = None
     max_drop: float | None = None
-    max_nmse: float = 0.02
+    max_nmse: float | None = None
 
     def run(self, graph: Graph, context: Context) -> Changes:
         """Rewrite `graph`. Raises UsageError for unknown options, CalibrationError for a search without samples,

@@ -18,6 +18,7 @@ from planish.passes.tokens.refusal import Refusal
 from planish.passes.tokens.report import Point
 from planish.passes.tokens.schedule import by_counts, feasible, staged, useful_blocks
 
+DEFAULT_ERROR = 0.02  # of the outputs over their variance
 POINTS = 12  # of a curve, that are measured
 _STEPS = 8  # the tokens go in about so many steps of equal size ...
 _LONGEST = 12  # ... and the path ends after so many
@@ -34,25 +35,32 @@ class Budget:
     """What the result has to keep. speed: at least so many times as fast, None for the fastest within the error.
 
     max_drop: by how much the metric may fall, in its unit; max_nmse: error of the outputs over their variance, which
-    counts where there is no metric or no bar for it.
+    counts where there is no metric or no bar for it: 0.02 if no bar is given at all, not even speed.
     """
 
     speed: float | None = None
     max_drop: float | None = None
-    max_nmse: float = 0.02
+    max_nmse: float | None = None
 
     def allows(self, distance: Distance, doubts: float = 0.0) -> bool:
         """True if the error is within the budget, or so many standard errors from it."""
         if self.max_drop is not None and distance.drop is not None:
             return distance.nmse < 1 and distance.drop - doubts * distance.doubt <= self.max_drop
-        return self.speed is not None or distance.nmse <= self.max_nmse
+        return distance.nmse <= self.error
+
+    @property
+    def error(self) -> float:
+        """The bar for max_nmse that counts."""
+        if self.max_nmse is not None:
+            return self.max_nmse
+        return DEFAULT_ERROR if self.speed is None else float("inf")
 
     def __str__(self) -> str:
         bars = [] if self.speed is None else [f"at least {self.speed:g} times as fast"]
         if self.max_drop is not None:
             bars.append(f"metric at most {self.max_drop:g} lower")
-        elif self.speed is None:
-            bars.append(f"output error at most {100 * self.max_nmse:g} % of the variance")
+        elif self.error < float("inf"):
+            bars.append(f"output error at most {100 * self.error:g} % of the variance")
         return ", ".join(bars)
 
 
@@ -103,13 +111,10 @@ class Search:
                 f"no token schedule is {self.budget.speed:g} times as fast within the error: {reached}",
                 remedy="lower --target-speedup, raise --max-drop, or try another --tokens method",
             )
-        return min(fast, key=lambda p: (p.chosen.drop or 0.0, p.chosen.nmse) if self._by_metric() else (p.chosen.nmse,))
+        return min(fast, key=lambda p: p.chosen.nmse)  # a metric moves in coarse steps on few samples
 
     def _reported_allows(self, point: Point) -> bool:
         return point.reported is None or self.budget.allows(point.reported)
-
-    def _by_metric(self) -> bool:
-        return False  # a metric moves in coarse steps on few samples; outputs tell choices apart
 
     # paths
 
