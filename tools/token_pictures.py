@@ -6,6 +6,7 @@ import base64
 import colorsys
 import html
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def panel(picture: Picture, trace: Trace, here: BlockTokens) -> np.ndarray:
     sizes = np.bincount(places[places != GONE], minlength=here.count)
     for group in np.flatnonzero(sizes > 1):
         inside = cells == group
-        result[inside] = base[inside].mean(axis=0)
+        result[inside] = base[inside].mean(axis=0, dtype=np.float64)
     gone = cells == GONE
     result[gone] = base[gone] * (1 - _DIMMED) + _DIMMED * _PALE
     return _framed(result, cells, sizes, high, wide)
@@ -171,7 +172,7 @@ _LEGENDS = {
 _STRIP = "A column is a token: it has a row of its own, is part of another one's, or is gone."
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
     lines = []
     for number, row in enumerate(rows):
         tag = "th" if number == 0 else "td"
