@@ -115,7 +115,14 @@ def _strip(trace: Trace) -> bytes:
     )
     axes: Any = figure.subplots()
     axes.pcolormesh(
-        states[::-1], cmap=ListedColormap([_OWN, _JOINED, _GONE]), vmin=0, vmax=2, edgecolors="white", lw=0.6
+        np.arange(trace.tokens + 1) - 0.5,
+        np.arange(len(states) + 1),
+        states[::-1],
+        cmap=ListedColormap([_OWN, _JOINED, _GONE]),
+        vmin=0,
+        vmax=2,
+        edgecolors="white",
+        lw=0.6,
     )
     axes.set_yticks(np.arange(len(states)) + 0.5)
     labels = [f"in: {trace.tokens}", *(f"block {here.block}: {here.count}" for here in trace.blocks)]

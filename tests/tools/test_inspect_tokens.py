@@ -36,6 +36,7 @@ def members(method: str, graph, tokens: int) -> list[list[set[int]]]:
     arrays = iter(numpy_taps(graph, [value for node in chosen for value in node.results])(sample()))
     sets, found = [{token} for token in range(tokens)], []
     for node in chosen:
+        sets = [{token} for token in range(tokens)] if method == "route" else sets  # all come back before each cut
         keep, source, *into = (next(arrays)[0] for _ in node.results)
         after = [set(sets[i]) for i in keep]
         if method == "fuse":
@@ -43,12 +44,14 @@ def members(method: str, graph, tokens: int) -> list[list[set[int]]]:
         elif method == "merge":
             for token, place in zip(source, into[0], strict=True):
                 after[place] |= sets[token]
+        elif method == "route":
+            after.append(set())  # the bridge
         sets = after
         found.append(sets)
     return found
 
 
-@pytest.mark.parametrize("method", ["merge", "fuse", "eliminate"])
+@pytest.mark.parametrize("method", ["merge", "fuse", "eliminate", "route"])
 def test_groups_are_those_of_the_references(method):
     graph, report = compressed_for_tracing(SMALL, None, method, (5, 3))
     followed = trace(graph, report, sample())
@@ -57,8 +60,8 @@ def test_groups_are_those_of_the_references(method):
     for here, sets in zip(followed.blocks, expected, strict=True):
         assert [set(np.flatnonzero(here.places == place)) for place in range(here.count)] == sets
         assert (here.places == GONE).sum() == report.tokens - sum(map(len, sets))
-    lost = [block for block in followed.gone_at() if block is not None]
-    assert len(lost) == report.tokens - int(followed.blocks[-1].own.sum())
+    lost = sum(block is not None for block in followed.gone_at())
+    assert lost == sum(not all(here.own[token] for here in followed.blocks) for token in range(report.tokens))
     assert followed.gone_at()[0] is None  # the class token
 
 
@@ -108,6 +111,16 @@ def test_texts_have_a_strip_and_a_table_of_positions(tmp_path):
     assert "data:image/png;base64," in page
     assert len(re.findall(r"<td>stays</td>", page)) == 5
     assert "<td>attention</td><td>3</td>" in page
+
+
+def test_a_text_model_is_followed_too(tmp_path):
+    options = ("--tokens", "--image", "random:1", "--tokens-method", "eliminate", "--schedule", "2,1")
+    found = inspect(SMALL.parent / "bert_dyn18.onnx", *options, "-o", tmp_path / "tokens.html", "--json")
+    assert found.exit_code == 0, found.output
+    gone = json.loads(found.stdout)["gone_at"]
+    assert sorted(gone, key=lambda block: block or 9) == [1, 1, 2, None, None, None, None]
+    page = (tmp_path / "tokens.html").read_text()
+    assert all(f"<td>{place}</td><td>block {block}</td>" in page for place, block in enumerate(gone) if block)
 
 
 def test_the_grid_comes_from_the_shape_of_the_picture():
