@@ -12,7 +12,8 @@ from planish.frontend.calibration import InputSpec
 from planish.ir.errors import UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+_MEAN = np.array((0.485, 0.456, 0.406), np.float32)  # of ImageNet
+_DEVIATION = np.array((0.229, 0.224, 0.225), np.float32)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def read_picture(path: Path, inputs: Mapping[str, InputSpec]) -> dict[str, np.nd
         raise UsageError(f"the picture can't be read: {error}", where=str(path)) from error
     pixels = np.asarray(ImageOps.fit(image, (width, height))).reshape(height, width, -1)
     if spec.dtype.kind == "f":
-        pixels = pixels / np.float32(255)
-        pixels = (pixels - np.float32(_MEAN)) / np.float32(_DEVIATION) if channels == 3 else pixels
+        pixels = pixels.astype(np.float32) / 255
+        pixels = (pixels - _MEAN) / _DEVIATION if channels == 3 else pixels
     batch = pixels[None] if last else np.moveaxis(pixels, 2, 0)[None]
     return {name: np.ascontiguousarray(batch.astype(spec.dtype))}

@@ -6,6 +6,7 @@ import base64
 import colorsys
 import html
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def panel(picture: Picture, trace: Trace, here: BlockTokens) -> np.ndarray:
     sizes = np.bincount(places[places != GONE], minlength=here.count)
     for group in np.flatnonzero(sizes > 1):
         inside = cells == group
-        result[inside] = base[inside].mean(axis=0)
+        result[inside] = base[inside].mean(axis=0, dtype=np.float64)
     gone = cells == GONE
     result[gone] = base[gone] * (1 - _DIMMED) + _DIMMED * _PALE
     return _framed(result, cells, sizes, high, wide)
@@ -114,7 +115,14 @@ def _strip(trace: Trace) -> bytes:
     )
     axes: Any = figure.subplots()
     axes.pcolormesh(
-        states[::-1], cmap=ListedColormap([_OWN, _JOINED, _GONE]), vmin=0, vmax=2, edgecolors="white", lw=0.6
+        np.arange(trace.tokens + 1) - 0.5,
+        np.arange(len(states) + 1),
+        states[::-1],
+        cmap=ListedColormap([_OWN, _JOINED, _GONE]),
+        vmin=0,
+        vmax=2,
+        edgecolors="white",
+        lw=0.6,
     )
     axes.set_yticks(np.arange(len(states)) + 0.5)
     labels = [f"in: {trace.tokens}", *(f"block {here.block}: {here.count}" for here in trace.blocks)]
@@ -171,7 +179,7 @@ _LEGENDS = {
 _STRIP = "A column is a token: it has a row of its own, is part of another one's, or is gone."
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
     lines = []
     for number, row in enumerate(rows):
         tag = "th" if number == 0 else "td"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from planish.passes.norms.unify_report import UnifyReport
 from planish.tools.recovery.recover import Recovery
 
 INK, ACCENT, GREY = "#1f2937", "#2563eb", "#9ca3af"
-STYLE = {"svg.hashsalt": "planish", "font.family": "sans-serif", "text.color": INK}
+STYLE: Any = {"svg.hashsalt": "planish", "font.family": "sans-serif", "text.color": INK}
 _SMALLEST = 1e-8  # relative error that is still drawn: the axis is logarithmic
 
 
