@@ -104,7 +104,9 @@ class CompressTokens(Pass):
             choice = self._asked_for(graph, context, encoder, method if method != "all" else default_method(encoder))
         if any(choice.removed):
             compress(graph, choice)
-        names = tuple(str(block.attention.loc.sources[0]) if block.attention.loc.sources else "" for block in encoder.blocks)
+        names = tuple(
+            str(block.attention.loc.sources[0]) if block.attention.loc.sources else "" for block in encoder.blocks
+        )
         counts = tuple(choice.counts(encoder.tokens))
         shown = str(budget) if curves else "as asked for"
         return CompressReport(choice, encoder.tokens, names, counts, shown, curves, refused, order_error, result)

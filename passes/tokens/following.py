@@ -204,7 +204,9 @@ class Following:
             return self._made[key]
         shape = other.tensor.dims
         if any(extent != 1 for extent in shape[1:axis]) or axis == 0 and len(shape) > 2:
-            raise Refusal("T3", f"a tensor of {list(shape)} joins in whose tokens can't be picked for each sample", node)
+            raise Refusal(
+                "T3", f"a tensor of {list(shape)} joins in whose tokens can't be picked for each sample", node
+            )
         rest = list(steps)
         data = constant(other)
         if data is not None and (axis == 0 or shape[0] == 1):

@@ -33,7 +33,8 @@ class Latency:
         times = np.array([time for _, time in tried])
         scale = rows.max(axis=0)
         solved = _not_negative(rows / scale, times / times[0]) / scale * times[0]
-        return Latency(*map(float, solved), full=float(rows[0] @ solved))
+        fixed, linear, square, step = map(float, solved)
+        return Latency(fixed, linear, square, step, float(rows[0] @ solved))
 
     @staticmethod
     def counted(graph: Graph, encoder: Encoder) -> Latency:

@@ -46,7 +46,9 @@ def _by_key(mask: Value) -> Value | None:
                 return left if right is None else right
             both: Value = ops.And()(left, right)
             return both
-        case ops.Where() if node is not None and all(_single(v) is not None or _says_nothing(v) for v in node.inputs[1:]):
+        case ops.Where() if node is not None and all(
+            _single(v) is not None or _says_nothing(v) for v in node.inputs[1:]
+        ):
             condition = _by_key(node.inputs[0])
             if condition is None and _says_nothing(node.inputs[1]):
                 return None
@@ -138,14 +140,14 @@ def _number(value: Value) -> Value | None:
     array = data.numpy()
     if array.size == 0 or (array != array.flat[0]).any():
         return None
-    return Const(Data(np.asarray(array.flat[0], array.dtype)))()  # type: ignore[no-any-return]
+    return Const(Data(np.asarray(array.flat[0], array.dtype)))()
 
 
 def added(mask: Value, bias: Value) -> Value:
     """An additive mask that does what `mask` does and adds `bias`, both [B or 1, 1, 1, N]."""
     dtype = bias.tensor.dtype
     if mask.tensor.dtype == dtypes.boolean:
-        lowest = np.asarray(np.finfo(dtype.storage).min / 2, dtype.storage)
+        lowest = np.asarray(-3e38 if dtype.bits > 16 else -6e4, dtype.storage)
         chosen: Value = ops.Where()(mask, bias, lowest)
         return chosen
     total: Value = ops.Add()(mask, bias)

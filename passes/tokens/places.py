@@ -61,7 +61,7 @@ def place_after(node: Node, found: Mapping[int, Place], tokens: int, protected: 
             if constant(node.operands[1]) is not None:
                 return place
         case _ if isinstance(op, _BEFORE_AXIS) and index == 0:
-            if axis < rank + op.axis:  # type: ignore[attr-defined]
+            if axis < rank + op.axis:
                 return place
         case ops.BatchNorm() if index == 0 and axis != 1:
             return place
@@ -84,9 +84,9 @@ def place_after(node: Node, found: Mapping[int, Place], tokens: int, protected: 
         case ops.RotaryEmbedding() if index == 0 and axis == 2:
             return place
         case _ if isinstance(op, _REDUCTIONS):
-            axes = [a + rank for a in op.axes]  # type: ignore[attr-defined]
+            axes = [a + rank for a in op.axes]
             if axis not in axes:
-                keeps = op.keepdims  # type: ignore[attr-defined]
+                keeps = op.keepdims
                 return place if keeps else place.at(axis - sum(a < axis for a in axes))
     raise Needs("T4", f"{op.name} mixes or picks tokens by their position")
 

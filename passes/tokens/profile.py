@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planish.ir import ops
-from planish.ir.graph import Graph
+from planish.ir.graph import Graph, Value
 from planish.passes.base import Context, FeedSource
 from planish.passes.judging import tapped
 from planish.passes.tokens.encoder import Encoder, find_encoder
@@ -55,7 +55,8 @@ def profile(graph: Graph, feeds: FeedSource, context: Context) -> Profile:
     return Profile(tuple(measured.tolist()), tuple(_fitted(measured).tolist()))
 
 
-def _of_keys(mask):  # type: ignore[no-untyped-def]
+def _of_keys(mask: Value | None) -> Value | None:
+    """The mask, if it is one number for each key."""
     return mask if mask is not None and (1, 1, *mask.tensor.dims)[-2] == 1 else None
 
 

@@ -37,7 +37,9 @@ def removed_by(schedule: Schedule, encoder: Encoder, method: str) -> tuple[int, 
     if isinstance(schedule, str):
         kind, _, number = schedule.partition(":")
         if kind != "linear" or not number.isdigit():
-            raise UsageError(f"there is no schedule {schedule!r}", remedy='write "linear:13", 13, 0.7 or (60, 0, 40, 0)')
+            raise UsageError(
+                f"there is no schedule {schedule!r}", remedy='write "linear:13", 13, 0.7 or (60, 0, 40, 0)'
+            )
         used = useful_blocks(encoder)
         falling = np.linspace(2 * int(number), 0, used) if used > 1 else np.array([int(number)])
         return feasible([round(float(r)) for r in falling] + [0] * (blocks - used), encoder, method)

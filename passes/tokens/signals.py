@@ -51,7 +51,7 @@ def _weights(q: Value, k: Value, scale: float, mask: Value | None) -> Value:
     scaled = ops.Mul()(q, numerics.scalar(scale, q.tensor.dtype))
     scores = ops.MatMul()(scaled, ops.Transpose((0, 1, 3, 2))(k))
     if mask is not None and mask.tensor.dtype == dtypes.boolean:
-        scores = ops.Where()(mask, scores, numerics.scalar(np.finfo(np.float32).min / 2, q.tensor.dtype))
+        scores = ops.Where()(mask, scores, numerics.scalar(float(np.finfo(np.float32).min) / 2, q.tensor.dtype))
     elif mask is not None:
         scores = ops.Add()(scores, mask)
     weights: Value = ops.Softmax(-1)(scores)

@@ -1,4 +1,4 @@
-"""Small encoders as graphs, and the same encoders token by token in numpy, with each method told as its paper tells it."""
+"""Small encoders as graphs, and the same token by token in numpy, with each method told as its paper tells it."""
 
 from __future__ import annotations
 

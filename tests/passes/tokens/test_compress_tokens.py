@@ -190,7 +190,9 @@ def clock(graphs: list[Graph]) -> list[float]:
     """Seconds by the rows that linear layers compute, and a little for each choice."""
     found = []
     for graph in graphs:
-        rows = sum(node.inputs[0].tensor.dims[1] for node in graph.nodes(ops.Linear) if len(node.result.tensor.dims) == 3)
+        rows = sum(
+            node.inputs[0].tensor.dims[1] for node in graph.nodes(ops.Linear) if len(node.result.tensor.dims) == 3
+        )
         found.append(float(rows + 2 * len(graph.nodes(ops.MatchTokens, ops.TopTokens))))
     return found
 
