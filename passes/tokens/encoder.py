@@ -116,7 +116,7 @@ def _mixer(graph: Graph) -> Node | None:
 
 
 def _dominators(graph: Graph) -> dict[Node, Node]:
-    """For each node that depends on an input, the nearest one that every path from the inputs passes, where there is one.
+    """For each node that depends on an input, the nearest one that every path from the inputs passes, if any.
 
     Constants count for nothing: a linear layer is passed by whatever passes its operand.
     """

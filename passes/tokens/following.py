@@ -203,7 +203,7 @@ class Following:
         if key in self._made:
             return self._made[key]
         shape = other.tensor.dims
-        if any(extent != 1 for extent in shape[1:axis]) or axis == 0 and len(shape) > 2:
+        if any(extent != 1 for extent in shape[1:axis]) or (axis == 0 and len(shape) > 2):
             raise Refusal(
                 "T3", f"a tensor of {list(shape)} joins in whose tokens can't be picked for each sample", node
             )

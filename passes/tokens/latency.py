@@ -11,7 +11,6 @@ from planish.ir import ops
 from planish.ir.graph import Graph
 from planish.passes.tokens.encoder import Encoder
 
-
 Tokens = Sequence[tuple[int, int]]
 """Tokens in the attention and in the MLP of each block."""
 
@@ -60,7 +59,7 @@ class Latency:
 
 
 def _features(encoder: Encoder, tokens: Tokens) -> tuple[float, ...]:
-    """A third of the linear work lies before the cut; of a last block whose rows aren't all read, half of that counts."""
+    """A third of the linear work lies before the cut; of a last block of which few rows are read, half of that."""
     whole = tokens if encoder.is_dense else tokens[:-1]
     linear = sum(before / 3 + 2 * behind / 3 for before, behind in whole)
     linear += 0.0 if encoder.is_dense else tokens[-1][0] / 6

@@ -1,7 +1,7 @@
 """Steps from one set of tokens to a smaller one: how rows get there, and how they get back.
 
-A step knows the choice that it made, as values of the graph; `carry` takes other tensors along, `back` gives every token
-of the larger set its row again.
+A step knows the choice that it made, as values of the graph; `carry` takes other tensors along, `back` gives every
+token of the larger set its row again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Step:
         raise NotImplementedError
 
     def aside(self, rows: Value) -> Value:
-        """Rows [B, N, ...] of a tensor from outside the stream: masks, positions. Raises Refusal where there are none."""
+        """Rows [B, N, ...] of a tensor from outside the stream: masks, positions. Raises Refusal if there are none."""
         raise NotImplementedError
 
     def back(self, rows: Value) -> Value:

@@ -181,7 +181,7 @@ class Model:
         return _norm(x, w["gain2"]) if s.post_norm else x
 
     def _score(self, scores, shown):  # type: ignore[no-untyped-def]
-        return scores[0] if self.shape.prefix else scores[shown].sum(axis=0)
+        return scores[0] if self.shape.prefix else scores[shown].mean(axis=0)
 
     def _reduced(self, method, r, x, keys, scores, members, shown, full):  # type: ignore[no-untyped-def]
         p = self.shape.prefix
