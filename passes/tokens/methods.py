@@ -24,7 +24,7 @@ class Choice:
     """One way to compress an encoder.
 
     removed: how many tokens go in each block, behind its attention. signal: see `signals`; "auto" takes the attention
-    of the class token where there is one. proportional: in attention, merged tokens count as often as they stand for one.
+    of the class token where there is one. proportional: in attention, each merged token counts for all its members.
     """
 
     method: str

@@ -12,7 +12,7 @@ from planish.ir.ops.tokens import most_merged
 from planish.passes.tokens.encoder import Encoder
 
 Schedule = int | float | str | tuple[int, ...]
-"""13: so many in each block; "linear:13": as many on average, twice as many first and none last; 0.7: such a share stays at
+"""13: so many in each block; "linear:13": on average as many, falling to none; 0.7: such a share stays at
 each of three stages, a quarter, a half and three quarters of the way; (60, 0, 40, 0): block by block."""
 
 FEWEST = 4  # tokens that are always left
