@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from planish.ir.errors import CalibrationError, UsageError
 from planish.ir.graph import Graph
 from planish.passes.base import Context, Pass
 from planish.passes.exactness import Exactness, approximate
-from planish.passes.judging import three_sets
+from planish.passes.judging import Judge, joined, three_sets
 from planish.passes.rewrite import Changes
-from planish.passes.tokens.applying import compress, prove_order_free
+from planish.passes.tokens.applying import compress, compressed, prove_order_free
 from planish.passes.tokens.encoder import Encoder, find_encoder
 from planish.passes.tokens.following import BY
 from planish.passes.tokens.methods import METHODS, Choice
@@ -90,7 +90,7 @@ class CompressTokens(Pass):
                     "a schedule can't be searched for without samples",
                     remedy="give some with --calib, or a schedule: --schedule 13",
                 )
-            search = _Searching(graph, context, budget, self.signal, self.proportional)
+            search = Search(graph, context, budget, self.signal, self.proportional)
             for one in METHODS if method == "all" else (method,):
                 try:
                     curves[one] = search.curve(one)
@@ -113,32 +113,32 @@ class CompressTokens(Pass):
 
     def _asked_for(self, graph: Graph, context: Context, encoder: Encoder, method: str) -> Choice:
         """The choice that a schedule or the latency knob says."""
-        proportional = self.proportional is None or self.proportional
         if self.latency is None:
-            return Choice(method, removed_by(self.schedule, encoder, method), self.signal, proportional)
+            removed = removed_by(self.schedule, encoder, method)
+            return self._weighed(graph, context, Choice(method, removed, self.signal))
         if context.calibration is None:
             raise CalibrationError("the latency knob needs samples", remedy="give some with --calib")
         found = profile(graph, three_sets(context).fit.feeds, context)
         removed = by_counts(found.counts(self.latency, encoder), encoder, method)
         used = useful_blocks(encoder)
-        return Choice(method, (*removed[:used], *[0] * (len(removed) - used)), self.signal, proportional)
+        removed = (*removed[:used], *[0] * (len(removed) - used))
+        return self._weighed(graph, context, Choice(method, removed, self.signal))
+
+    def _weighed(self, graph: Graph, context: Context, choice: Choice) -> Choice:
+        """The choice with `proportional` as asked for, or what errs less on the samples."""
+        options = [replace(choice, proportional=weigh) for weigh in (True, False) if self.proportional in (None, weigh)]
+        if len(options) == 1 or choice.method != "merge" or context.calibration is None:
+            return options[0]
+        sets = three_sets(context)
+        judge = Judge(graph, joined(sets.fit, sets.rank), context)
+
+        def error(option: Choice) -> tuple[float, float]:
+            distance = judge.distance(compressed(graph, option))
+            return distance.drop or 0.0, distance.nmse
+
+        return min(options, key=error)
 
 
 def default_method(encoder: Encoder) -> str:
     """Elimination where padding is masked, which goes first; merging elsewhere, which lost least on every model."""
     return "eliminate" if any(len(block.attention.operands) > 3 for block in encoder.blocks) else "merge"
-
-
-class _Searching:
-    """Searches for each setting of `proportional` that is allowed; the one that errs less at like speed is kept."""
-
-    def __init__(self, graph: Graph, context: Context, budget: Budget, signal: str, proportional: bool | None):
-        settings = (True, False) if proportional is None else (proportional,)
-        self.searches = [Search(graph, context, budget, signal, setting) for setting in settings]
-
-    def curve(self, method: str) -> tuple[Point, ...]:
-        made = [search.curve(method) for search in (self.searches if method == "merge" else self.searches[:1])]
-        return min(made, key=lambda curve: sum(point.chosen.nmse / max(point.speed - 1, 0.01) for point in curve))
-
-    def best(self, curves: list[tuple[Point, ...]]) -> Point | None:
-        return self.searches[0].best(curves)

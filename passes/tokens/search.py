@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from planish.ir.errors import GateError
 from planish.ir.graph import Graph
 from planish.passes.base import Context
-from planish.passes.judging import Distance, Judge, three_sets
+from planish.passes.judging import Distance, Judge, joined, three_sets
 from planish.passes.tokens.applying import compressed
 from planish.passes.tokens.encoder import Encoder, find_encoder
 from planish.passes.tokens.latency import Latency
@@ -65,14 +65,15 @@ class Budget:
 
 
 class Search:
-    """One search on one graph. Samples are cut in three sets; two choose here, the third is reported on."""
+    """One search on one graph. Nothing is fitted, so that choices are made on all samples but the reported ones."""
 
-    def __init__(self, graph: Graph, context: Context, budget: Budget, signal: str, proportional: bool):
+    def __init__(self, graph: Graph, context: Context, budget: Budget, signal: str, proportional: bool | None):
         self.graph, self.context, self.budget = graph, context, budget
-        self.signal, self.proportional = signal, proportional
+        self.signal, self.proportional = signal, proportional is not False
+        self.weighings = (True, False) if proportional is None else (proportional,)
         self.encoder: Encoder = find_encoder(graph)
         self.sets = three_sets(context)
-        self.judge = Judge(graph, self.sets.rank, context)
+        self.judge = Judge(graph, joined(self.sets.fit, self.sets.rank), context)
         self.reporting = Judge(graph, self.sets.report, context)
         self.done, self.total = 0, 1
         self.profile: Profile | None = None
@@ -81,7 +82,10 @@ class Search:
         """Points of ever higher speed and error, measured. Raises Refusal where the method isn't legal."""
         latency = self._latency(method)
         if method == "merge":
-            path = [*self._families(latency), *self._greedy(latency)]
+            families = self._families(latency)
+            self.proportional = _better_weighing(families)
+            path = [point for point in families if point.choice.proportional is self.proportional]
+            path += self._greedy(latency)
         else:
             choices = self._by_profile(method) if method != "route" else self._by_share()
             path = [self._point(choice, latency) for choice in choices]
@@ -143,7 +147,8 @@ class Search:
                 if again < used:
                     rest = round(tokens * (1 - share) * 0.4)
                     made.append([rest if block == again else removed for block, removed in enumerate(once)])
-        choices = dict.fromkeys(self._choice("merge", feasible(removed, self.encoder, "merge")) for removed in made)
+        removals = dict.fromkeys(feasible(removed, self.encoder, "merge") for removed in made)
+        choices = [Choice("merge", removed, self.signal, weigh) for removed in removals for weigh in self.weighings]
         self.total = self.done + len(choices) + _LONGEST * _LOOKAHEAD + used
         return [self._point(choice, latency) for choice in choices]
 
@@ -223,3 +228,14 @@ def _front(points: Sequence[Point]) -> list[Point]:
     if len(front) > POINTS:
         front = [front[round(i * (len(front) - 1) / (POINTS - 1))] for i in range(POINTS)]
     return front
+
+
+def _better_weighing(points: Sequence[Point]) -> bool:
+    """Whether merged tokens should count in attention for all their members: which of the two errs less, all in all."""
+
+    def error(weigh: bool) -> tuple[float, float]:
+        chosen = [p.chosen for p in points if p.choice.proportional is weigh]
+        return sum(d.drop or 0.0 for d in chosen), sum(d.nmse for d in chosen)
+
+    settings = {p.choice.proportional for p in points}
+    return True in settings and (False not in settings or error(True) <= error(False))
