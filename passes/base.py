@@ -40,6 +40,10 @@ TapEvaluator = Callable[[Graph, Sequence[Value]], PreparedTaps]
 """Prepares a graph to be run for the arrays of some of its values."""
 
 
+Clock = Callable[[Sequence[Graph]], list[float]]
+"""Seconds that each graph takes on the target, finished and measured in turns."""
+
+
 class Recover(Protocol):
     """Trains weights of `student` in place until values in it are close to values in `teacher` again."""
 
@@ -106,6 +110,7 @@ class Context:
     evaluation: other samples, to report errors on; None takes a part of the calibration samples.
     metric: judges outputs where a pass has to keep an accuracy; None if the user asked for none.
     recover: trains layers that a pass changed against what they were; None if the user asked for none.
+    clock: measures graphs on the target where a pass weighs speed; None if nothing can.
     reports: what passes found out, for reports: each appends an object of its own.
     layer_errors: where passes that quantize report the error of each layer; None if nobody wants to know.
     statistics_cache: file from which calibration statistics are read, or to which they are written.
@@ -123,6 +128,7 @@ class Context:
     evaluation: FeedSource | None = None
     metric: Metric | None = None
     recover: Recover | None = None
+    clock: Clock | None = None
     reports: list[object] = field(default_factory=list)
     layer_errors: list[object] | None = None
     observers: tuple[Observer, ...] = ()

@@ -19,6 +19,7 @@ from planish.passes.integer import IntegerBoundary, Integerize, QuantizeProducts
 from planish.passes.norms import FoldNorms, UnifyNorms
 from planish.passes.raising import OPTIONAL, RAISING
 from planish.passes.raising.projections import MergeProjections
+from planish.passes.tokens import CompressTokens
 
 cleanup = Pipeline(*(kind() for kind in CLEANUP))
 """Fold what is constant, simplify, share, drop what is dead."""
@@ -38,6 +39,12 @@ RECIPES: Mapping[str, tuple[str, Pipeline]] = {
     "integer": (
         "default, then the whole model in integers, but for float inputs and outputs (needs --calib)",
         _integer,
+    ),
+    "compress": (
+        "default, with fewer tokens from block to block of an encoder (a search needs --calib)",
+        Pipeline(
+            *(Repeat(cleanup), raising, FoldNorms(), Repeat(cleanup)), CompressTokens(), HoistSlices(), Repeat(cleanup)
+        ),
     ),
     "unify": (
         "default, then norms replaced by calibrated linear maps that the next layers take in (needs --calib)",
@@ -60,6 +67,7 @@ PASSES: tuple[type[Pass], ...] = (
     *OPTIONAL,
     FoldNorms,
     UnifyNorms,
+    CompressTokens,
     HoistSlices,
     SplitProjections,
     Integerize,

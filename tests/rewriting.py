@@ -48,7 +48,7 @@ def check_rewrite(
     changes = run(subject, graph, context)
     verify(graph)
     assert changes, "nothing was rewritten" + _reasons(subject, graph, changes)
-    _assert_same_text(graph, read(after, constants))
+    assert_same_text(graph, read(after, constants))
     _assert_same_results(expected, interpret(graph, inputs, opaque=opaque), exactness(subject))
     orphans = [node for node in graph if node not in present and not node.loc.via]
     assert not orphans, f"new nodes don't say which rule made them: {orphans}"
@@ -139,7 +139,7 @@ def _assert_same_results(expected: Mapping[str, np.ndarray], found: Mapping[str,
             assert same, f"output {name!r}: zeros of another sign"
 
 
-def _assert_same_text(found: Graph, wanted: Graph) -> None:
+def assert_same_text(found: Graph, wanted: Graph) -> None:
     new, old = _canonical_text(found), _canonical_text(wanted)
     shown = "\n".join(difflib.unified_diff(old.splitlines(), new.splitlines(), "wanted", "found", lineterm="", n=99))
     assert new == old, f"the result is not what was wanted:\n{shown}\n\nwith names:\n{print_graph(found)}"

@@ -103,7 +103,8 @@ def optimize(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="file.py:function(outputs, labels) that judges recipe integer. Default: top-1 in percent.",
+            help="file.py:function(outputs, labels) that judges recipes integer, unify and compress. Default: top-1 in"
+            " percent.",
             show_default=False,
         ),
     ] = None,
@@ -111,15 +112,15 @@ def optimize(
         float | None,
         typer.Option(
             help="By how much the metric may fall: recipe integer gives the worst layers more bits, then floats, else"
-            " exit 6; recipe unify replaces as many norms as that allows.",
+            " exit 6; recipe unify replaces as many norms as that allows, recipe compress lets as many tokens go.",
             show_default=False,
         ),
     ] = None,
     max_nmse: Annotated[
         float | None,
         typer.Option(
-            help="Recipe unify, without a metric: error of the outputs, over their variance, that replaced norms may"
-            " cause. Default: 0.02.",
+            help="Recipes unify and compress, without a metric: error of the outputs, over their variance, that"
+            " replaced norms or fewer tokens may cause. Default: 0.02.",
             show_default=False,
         ),
     ] = None,
@@ -128,6 +129,36 @@ def optimize(
         typer.Option(
             help="Recipe unify: train the layers that took norms in against the original for so long (3m, 90s), on"
             " unlabelled samples of --calib; needs the torch extra.",
+            show_default=False,
+        ),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="Fewer tokens from block to block: auto, all (the best of those that are legal), merge, fuse,"
+            " eliminate or route. Takes recipe compress, if none is named.",
+            show_default=False,
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="Tokens that go: 13 (in each block), linear:13 (most of them first), 0.7 (the share that stays, at"
+            " three stages), 60,0,40,0 (block by block). Default: search, which needs --calib.",
+            show_default=False,
+        ),
+    ] = None,
+    latency: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of a schedule: 0 keeps all tokens, 1 as many as get attention, more is faster.",
+            show_default=False,
+        ),
+    ] = None,
+    target_speedup: Annotated[
+        float | None,
+        typer.Option(
+            help="Search for the schedule that errs least and is so many times as fast, else exit 6.",
             show_default=False,
         ),
     ] = None,
@@ -177,29 +208,35 @@ def optimize(
 
     with reported(debug):
         if list_passes:
-            _print_passes(as_json)
+            from planish.tools.listing import print_passes
+
+            print_passes(as_json)
             return
         from planish.ir.errors import UsageError
         from planish.passes.observers import DumpText, PrintAfter
+        from planish.tools import job_options
         from planish.tools.recipe_file import chosen_pipeline
 
         if model is None or output is None:
             missing = "MODEL" if model is None else "--output"
             raise UsageError(f"{missing} is missing", remedy="planish optimize model.onnx --output out/")
+        if recipe is None and passes is None and (tokens, schedule, latency, target_speedup) != (None,) * 4:
+            recipe = "compress"
         pipeline, shapes = chosen_pipeline(recipe, passes, skip_pass or [])
-        pipeline = _integer_options(pipeline, profile, strict)
+        pipeline = job_options.with_integer_options(pipeline, profile, strict)
+        pipeline = job_options.with_token_options(pipeline, tokens, schedule, latency, target_speedup)
         job: dict[str, Any] = {
             "source": model,
             "out": output,
             "pipeline": pipeline,
-            "target": _target(target, isa, tune, buckets or []),
+            "target": job_options.chosen_target(target, isa, tune, buckets or []),
             "shapes": {**shapes, **_shapes(model, shape)},
             "calib": calib,
             "calib_cache": calib_cache,
             "metric": metric,
             "max_drop": max_drop,
             "max_nmse": max_nmse,
-            "recover": None if recover is None else _seconds(recover),
+            "recover": None if recover is None else job_options.seconds(recover),
             "verify_with": verify_with,
             "verify": verify,
             "bench": bench or min_speedup is not None,
@@ -219,48 +256,6 @@ def optimize(
         if print_ir_after:
             observers.append(PrintAfter(frozenset(print_ir_after)))
         _run_job({**job, "observers": tuple(observers)}, as_json, time_passes)
-
-
-def _target(name: str, isa: str | None, tune: str | None, buckets: list[str]) -> Any:
-    """The target of that name, for that instruction set and those sizes, with its tilings measured for so long."""
-    from dataclasses import replace
-
-    from planish.backends.targets import target_named
-    from planish.ir.errors import UsageError
-    from planish.tools.buckets import parse_buckets
-
-    target = target_named(name)
-    for option, value in (("--isa", isa), ("--tune", tune), ("--buckets", buckets or None)):
-        if value is not None and not target.compiled:
-            raise UsageError(f"{option} is for targets that compile", remedy="add --target tvm-cpu")
-    seconds = 0.0 if tune is None else _seconds(tune)
-    return replace(target, isa=isa or "", tune=seconds, buckets=parse_buckets(buckets) if buckets else {})
-
-
-def _seconds(text: str) -> float:
-    """The duration that `90`, `90s` or `2m` names."""
-    from planish.ir.errors import UsageError
-
-    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m") else (text, "s")
-    try:
-        found = float(number) * {"s": 1, "m": 60}[unit]
-    except ValueError:
-        found = -1.0
-    if not 0 < found < float("inf"):
-        raise UsageError(f"can't read {text!r} as a duration", remedy="give seconds or minutes: 60s, 2m")
-    return found
-
-
-def _integer_options(pipeline: Any, profile: str | None, strict: bool) -> Any:
-    """The pipeline with --profile and --strict set on its integerize pass."""
-    from planish.ir.errors import UsageError
-
-    if profile is None and not strict:
-        return pipeline
-    if all(step.name != "integerize" for step in pipeline.leaves()):
-        raise UsageError("--profile and --strict are for recipes that integerize", remedy="add --recipe integer")
-    options = {"strict": strict} | ({} if profile is None else {"profile": profile})
-    return pipeline.with_options("integerize", **options)
 
 
 def _run_job(job: dict[str, Any], as_json: bool, time_passes: bool) -> None:
@@ -306,37 +301,6 @@ def _print_dry_run(job: dict[str, Any], as_json: bool) -> None:
     Console().print(table)
 
 
-def _print_passes(as_json: bool) -> None:
-    from planish.passes.base import pipeline_exactness
-    from planish.passes.pipelines import PASSES, RECIPES
-
-    rows = [
-        {
-            "name": kind.name,
-            "exactness": str(pipeline_exactness(kind())),
-            "needs": "calibration" if kind.needs_calibration else "",
-            "summary": kind().summary,
-            "rules": {r.name: r.doc for r in kind().rules},
-        }
-        for kind in PASSES
-    ]
-    if as_json:
-        recipes = {name: {"summary": text, "pipeline": str(p)} for name, (text, p) in RECIPES.items()}
-        print(json.dumps({"passes": rows, "recipes": recipes}, indent=2))
-        return
-    console = Console()
-    for title, columns, lines in (
-        ("Passes", ("pass", "exactness", "does"), [(r["name"], r["exactness"], r["summary"]) for r in rows]),
-        ("Recipes", ("recipe", "", "does"), [(n, "", f"{text}\n[dim]{p}[/dim]") for n, (text, p) in RECIPES.items()]),
-    ):
-        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for line in lines:
-            table.add_row(*map(str, line))
-        console.print(table)
-
-
 @app.command(rich_help_panel="Look")
 def passes(
     rules: Annotated[bool, typer.Option("--rules", help="List the rules of each pass, too.")] = False,
@@ -347,21 +311,11 @@ def passes(
     from planish.tools.failure import reported
 
     with reported(debug):
-        _print_passes(as_json)
+        from planish.tools.listing import print_passes, print_rules
+
+        print_passes(as_json)
         if rules and not as_json:
-            _print_rules()
-
-
-def _print_rules() -> None:
-    from planish.passes.pipelines import PASSES
-
-    table = Table(title="Rules", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for column in ("pass", "rule", "does"):
-        table.add_column(column, overflow="fold")
-    for kind in PASSES:
-        for rule in kind().rules:
-            table.add_row(kind.name, rule.name, rule.doc)
-    Console().print(table)
+            print_rules()
 
 
 def main() -> None:

@@ -51,11 +51,28 @@ def inspect(
     no_boundary: Annotated[
         bool, typer.Option("--no-boundary", help="... not even inputs and outputs that are codes inside.")
     ] = False,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Show where the tokens of one input go when they are compressed ...")
+    ] = False,
+    image: Annotated[
+        str | None,
+        typer.Option(
+            help="... of this picture, or of the first sample of data in any form that --calib takes ...",
+            show_default=False,
+        ),
+    ] = None,
+    tokens_method: Annotated[
+        str, typer.Option(help="... by merge, fuse, eliminate or route; auto takes what suits the model ...")
+    ] = "auto",
+    schedule: Annotated[str, typer.Option(help="... so many of them, as for optimize ...")] = "0.7",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="... drawn as .png, or .html with tables.", show_default=False)
+    ] = None,
     shape: _Shape = None,
     as_json: _Json = False,
     debug: _Debug = False,
 ) -> None:
-    """Show what a model consists of, its text IR, why a rule didn't match, or whether it is integer-only.
+    """Show what a model consists of, its text IR, why a rule didn't match, whether it is integer-only, or its tokens.
 
     Example: planish inspect model.onnx --why fuse_layer_norm --at layer.0/norm1
     """
@@ -71,6 +88,13 @@ def inspect(
             _print_integers(model, no_boundary, as_json)
             return
         shapes = _shapes(model, shape)
+        if tokens:
+            from planish.tools.token_inspecting import inspect_tokens
+
+            inspect_tokens(model, shapes, image, tokens_method, schedule, output, as_json)
+            return
+        if image is not None or output is not None:
+            raise UsageError("--image and --output are for looking at tokens", remedy="add --tokens")
         if (why is None) != (at is None):
             raise UsageError("--why and --at go together", remedy="--why RULE --at NODE; see planish passes --rules")
         if why is not None and at is not None:

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from planish.frontend.calibration import InputSpec, open_calibration
 from planish.ir.errors import UnsupportedOp, UsageError
-from planish.tools.compiling import RANDOM_SAMPLES, VERIFY_BATCH
+from planish.tools.compiling import VERIFY_BATCH
+from planish.tools.samples import RANDOM_SAMPLES
 from planish.tools.verify import EXACT, ROUNDING, Tolerance, Verification, verify
 
 

@@ -16,30 +16,30 @@ from planish.backends.ort.taps import taps
 from planish.backends.targets import TARGETS, Target, target_named
 from planish.frontend import load
 from planish.frontend.calibration import CalibrationSet, InputSpec, open_calibration
-from planish.frontend.feeds import Feeds
 from planish.frontend.weights import check_weights
-from planish.ir.errors import GateError, MismatchError, UnsupportedOp, UsageError
+from planish.ir.errors import GateError, MismatchError, UsageError
 from planish.ir.graph import Graph
-from planish.ir.types import TensorType
 from planish.passes.base import Context, Observer, Pass, Pipeline, pipeline_exactness
 from planish.passes.exactness import Exactness
 from planish.passes.integer import Integerize
-from planish.passes.norms import UnifyNorms
 from planish.passes.observers import VerifyEach
 from planish.passes.pipelines import RECIPES, parse_pipeline, recipe
 from planish.passes.rewrite import Fuel
+from planish.passes.tokens import CompressTokens
 from planish.tools import manifest as manifests
 from planish.tools.accuracy_control import Controlled, control, metric_named
 from planish.tools.artifact import artifact_folder
+from planish.tools.bars import CHANGING, check_bars, has, is_scheduled, split_after, with_bars
+from planish.tools.clock import TargetClock
 from planish.tools.description import describe, source_files, source_ops
 from planish.tools.measure import Measurements, measure_models
 from planish.tools.model_stats import ModelStats, bytes_of, graph_ops
 from planish.tools.progress import Progress, Silent
-from planish.tools.unifying import has, recovering, split_after, unifying_options
+from planish.tools.samples import input_specs, random_feeds, single_sample
+from planish.tools.unifying import recovering
 from planish.tools.verify import ROUNDING, Tolerance, Verification, first_divergence, verify
 from planish.tools.writing import Written, write_for
 
-RANDOM_SAMPLES = 3  # feeds drawn for verification when the user gives none
 CALIBRATION_BATCH = 8  # samples per feed of calibration: memory stays small whatever the number of samples
 VERIFY_BATCH = 32  # samples per feed where the batch dimension is symbolic
 
@@ -53,7 +53,8 @@ class Job:
     verify_with: other samples to compare artifact and original on; None takes those of `calib`.
     calib_cache: file to keep calibration statistics in, or to read them from.
     metric: "file.py:function" that judges outputs (None: top-1); max_drop: by how much it may fall, None for no bar.
-    max_nmse: error of the outputs over their variance that replaced norms may cause, None for the pass's own bar.
+    max_nmse: error of the outputs over their variance that replaced norms or fewer tokens may cause, None for the
+      pass's own bar.
     recover: seconds to train the layers that took norms in for, against the original; None doesn't.
     verify: compare artifact and original; bench: time both. threads: of ONNX Runtime while timing.
     min_speedup: fail (exit code 6) if the artifact isn't that many times faster.
@@ -154,15 +155,16 @@ def run_job(job: Job, progress: Progress | None = None) -> Outcome:
     return _Run(job, progress or Silent()).run()
 
 
-class _Calibrating(Observer):
-    """Passes the progress of calibration on."""
+class _Showing(Observer):
+    """Passes the progress of long stages inside passes on; they may take turns."""
 
     def __init__(self, progress: Progress):
-        self.progress = progress
+        self.progress, self.current = progress, ""
 
     def progressed(self, stage: str, done: int, total: int) -> None:
-        if done == 1:
+        if done == 1 or stage != self.current:
             self.progress.stage(stage)
+        self.current = stage
         self.progress.advance(done, total)
 
 
@@ -171,6 +173,7 @@ class _Run:
         self.job, self.progress = job, progress
         self.seconds: dict[str, float] = {}
         self.opened: dict[str, CalibrationSet] = {}
+        self.showing = _Showing(progress)
         self.context = Context(
             target=job.target.name,
             seed=job.seed,
@@ -178,7 +181,7 @@ class _Run:
             evaluate_opaque=evaluate_opaque,
             taps=taps,
             statistics_cache=job.calib_cache,
-            observers=(VerifyEach(), _Calibrating(self.progress), *job.observers),
+            observers=(VerifyEach(), self.showing, *job.observers),
         )
 
     def run(self) -> Outcome:
@@ -200,8 +203,7 @@ class _Run:
                 graph, self.context = controlled.graph, controlled.context
                 job = self.job = replace(job, pipeline=controlled.pipeline)
             else:
-                with self._stage("optimize"):
-                    job.pipeline.run(graph, self.context)
+                self._optimize(graph)
             with self._stage("write"):
                 written = write_for(graph, folder, job.target, opset=job.opset, on_progress=self.progress.advance)
             outcome = Outcome(
@@ -226,6 +228,17 @@ class _Run:
                 write_report(folder, outcome)
         return outcome
 
+    def _optimize(self, graph: Graph) -> None:
+        """Run the pipeline. Bars that its passes don't search within are checked on what comes out."""
+        job = self.job
+        barred = job.max_drop is not None or job.max_nmse is not None
+        original = graph.clone()[0] if barred and is_scheduled(job.pipeline) else None
+        with self._stage("optimize"):
+            job.pipeline.run(graph, self.context)
+        if original is not None and not has(job.pipeline, Integerize):
+            with self._stage("check bars"):
+                check_bars(original, graph, self.context, job.max_drop, job.max_nmse)
+
     def _samples(self, source: str, inputs: Mapping[str, InputSpec]) -> CalibrationSet:
         """Data in batches to judge by; opened, and so read and checked, once."""
         if source not in self.opened:
@@ -233,10 +246,10 @@ class _Run:
         return self.opened[source]
 
     def _with_bars(self, inputs: Mapping[str, InputSpec]) -> Job:
-        """The job with its bars handed to the passes that replace norms, and what these need in the context."""
+        """The job with its bars handed to the passes that change a model, and what these need in the context."""
         job, context = self.job, self.context
-        options = unifying_options(job.pipeline, job.max_drop, job.max_nmse, job.recover, job.metric)
-        if not has(job.pipeline, UnifyNorms):
+        pipeline = with_bars(job.pipeline, job.max_drop, job.max_nmse, job.recover, job.metric)
+        if not has(pipeline, *CHANGING):
             return job
         if job.verify_with is not None:
             context.evaluation = self._samples(job.verify_with, inputs)
@@ -244,7 +257,20 @@ class _Run:
             context.metric = metric_named(job.metric)
         if job.recover is not None:
             context.recover = recovering(job.recover, job.seed, self.progress.stage, self.progress.advance)
-        return replace(job, pipeline=job.pipeline.with_options(UnifyNorms.name, **options))
+        if has(pipeline, CompressTokens) and context.calibration is not None:
+            rest = split_after(pipeline, CompressTokens)[1]
+            sample = single_sample(next(iter(context.calibration)), inputs)
+            context.clock = TargetClock(
+                rest,
+                job.target,
+                sample,
+                context.calibration,
+                job.threads,
+                job.opset,
+                job.seed,
+                self.showing.progressed,
+            )
+        return replace(job, pipeline=pipeline)
 
     def _controlled(self, inputs: Mapping[str, InputSpec], original: Graph) -> Controlled:
         """The pipeline with the accuracy bar. Statistics are kept between attempts."""
@@ -254,7 +280,7 @@ class _Run:
             raise UsageError("--metric and --max-drop need data", remedy="give some with --calib or --verify-with")
         data = self._samples(source, inputs)
         metric = metric_named(job.metric)
-        before, rest = split_after(job.pipeline, UnifyNorms)
+        before, rest = split_after(job.pipeline, *CHANGING)
         with self._stage("optimize"):
             graph = original.clone()[0]
             before.run(graph, context)
@@ -339,12 +365,6 @@ def tolerance_of(exactness: Exactness) -> Tolerance:
     return Tolerance(max(exactness.atol, ROUNDING.atol), max(exactness.rtol, ROUNDING.rtol))
 
 
-def single_sample(feed: Feeds, inputs: Mapping[str, InputSpec]) -> Feeds:
-    """The first sample of a feed, for timing at batch 1: symbolic leading dimensions are cut to 1."""
-    batched = {n: s.shape is not None and len(s.shape) > 0 and isinstance(s.shape[0], str) for n, s in inputs.items()}
-    return {name: array[:1] if batched[name] else array for name, array in feed.items()}
-
-
 def _mismatch(job: Job, artifact: Path, feeds: CalibrationSet, verification: Verification) -> MismatchError:
     worst = next(feed for i, feed in enumerate(feeds) if i == verification.worst_feed)
     place = None  # machine code has no values inside to look at
@@ -373,23 +393,3 @@ def agreement(verification: Verification) -> str:
             text += f", accuracy {100 * row.accuracy_original:.2f} % -> {100 * row.accuracy_artifact:.2f} %"
         parts.append(text)
     return "; ".join(parts)
-
-
-def input_specs(graph: Graph) -> dict[str, InputSpec]:
-    """What the inputs of a graph accept. Raises UnsupportedOp for inputs that are no tensors."""
-    specs: dict[str, InputSpec] = {}
-    for value in graph.inputs:
-        if not isinstance(value.type, TensorType):
-            raise UnsupportedOp(
-                f"input {value.hint!r} is a {value.type}, not a tensor", remedy="run with --no-verify --no-bench"
-            )
-        specs[value.hint] = InputSpec(value.type.dtype.storage, value.type.shape)
-    return specs
-
-
-def random_feeds(inputs: Mapping[str, InputSpec], seed: int) -> tuple[CalibrationSet | None, str]:
-    """Seeded random feeds for a model whose user gave no data, and what to say about them."""
-    if not inputs:
-        return None, "the model has no inputs"
-    drawn = open_calibration(f"random:{RANDOM_SAMPLES}", inputs, seed=seed)
-    return drawn, f"on {RANDOM_SAMPLES} random inputs (seed {seed}); give real ones with --calib"

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import planish
 from planish.ir.graph import Graph
 from planish.ir.types import TensorType
+from planish.passes.judging import Distance
+from planish.passes.tokens.report import CompressReport
 from planish.tools import manifest as manifests
 from planish.tools.boundary import Boundary
 
@@ -61,7 +63,29 @@ def describe(outcome: Outcome, folder: Path, graph: Graph) -> manifests.Manifest
         inputs=tuple(entry(v.hint, v.type) for v in graph.inputs),
         outputs=tuple(entry(n, v.type) for n, v in zip(names, graph.outputs, strict=True)),
         passes=tuple(passes),
+        tokens=tuple(_tokens(report) for report in outcome.context.reports if isinstance(report, CompressReport)),
         seed=job.seed,
         calibration=None if data is None else manifests.CalibrationEntry(source=data.source, digest=data.digest()),
         verification=None if outcome.verification is None else outcome.verification.to_dict(),
     )
+
+
+def _tokens(report: CompressReport) -> manifests.TokensEntry:
+    """Without speeds, which differ from run to run."""
+    choice, result = report.choice, report.result
+    return manifests.TokensEntry(
+        method=choice.method,
+        signal=choice.signal,
+        proportional=choice.proportional,
+        tokens=report.tokens,
+        removed=choice.removed,
+        left=report.counts,
+        budget=report.budget,
+        chosen=None if result is None else _distance(result.chosen),
+        reported=None if result is None or result.reported is None else _distance(result.reported),
+        refused=report.refused,
+    )
+
+
+def _distance(distance: Distance) -> dict[str, float | None]:
+    return {"nmse": distance.nmse, "drop": distance.drop}

@@ -78,6 +78,25 @@ class CompiledEntry(_Record):
     tilings: dict[str, Any]
 
 
+class TokensEntry(_Record):
+    """Tokens that go from block to block: `removed` behind each attention, so that `left` of `tokens` are left.
+
+    chosen, reported: error of the outputs over their variance, and fall of the metric, on the samples that the schedule
+    was chosen on and on others; None for a schedule that was given. refused: methods that aren't legal, and why.
+    """
+
+    method: str
+    signal: str
+    proportional: bool
+    tokens: int
+    removed: tuple[int, ...]
+    left: tuple[int, ...]
+    budget: str
+    chosen: dict[str, float | None] | None
+    reported: dict[str, float | None] | None
+    refused: dict[str, str] = {}
+
+
 class Manifest(_Record):
     """Everything that is reproducible about an artifact."""
 
@@ -93,6 +112,7 @@ class Manifest(_Record):
     inputs: tuple[ValueEntry, ...]
     outputs: tuple[ValueEntry, ...]
     passes: tuple[PassEntry, ...] = ()
+    tokens: tuple[TokensEntry, ...] = ()
     seed: int = 0
     calibration: CalibrationEntry | None = None
     verification: dict[str, Any] | None = None

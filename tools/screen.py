@@ -12,12 +12,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 from rich.text import Text
 
-from planish.passes.norms.judging import Distance
 from planish.passes.norms.unify_report import UnifyReport
+from planish.passes.tokens.report import CompressReport
+from planish.tools import token_screen
 from planish.tools.accuracy_control import Controlled, table_rows
 from planish.tools.compiling import Outcome, agreement
 from planish.tools.measure import Measurements
 from planish.tools.recovery.recover import Recovery
+from planish.tools.token_screen import error_cells
 from planish.tools.verify import Verification
 
 SHOWN_LAYERS = 10  # rows of the table of sensitive layers
@@ -55,6 +57,8 @@ def render(outcome: Outcome, *, times: bool = False) -> Group:
     for report in outcome.context.reports:
         if isinstance(report, UnifyReport):
             parts += [_norm_table(report), _curve_table(report)]
+        elif isinstance(report, CompressReport):
+            parts += token_screen.tables(report)
     parts.append(_summary(outcome))
     return Group(*parts)
 
@@ -151,7 +155,7 @@ def _norm_table(report: UnifyReport) -> Table:
             f"{100 * row.deviations.variation:.0f} %",
             f"{row.deviations.peak:.1f}",
             f"{100 * row.local_nmse:.2g} %",
-            *distance_cells(row.alone),
+            *error_cells(row.alone),
         )
     return table
 
@@ -165,20 +169,15 @@ def _curve_table(report: UnifyReport) -> Table:
         table.add_column(name, justify="right")
     for step in report.curve:
         note = "" if step.accepted else " (too much)"
-        table.add_row(str(step.count), step.norm + note, *distance_cells(step.distance))
+        table.add_row(str(step.count), step.norm + note, *error_cells(step.distance))
     replaced = sum(row.state != "kept" for row in report.norms)
     if isinstance(report.recovery, Recovery):
         training = f"trained for {report.recovery.steps} steps, "
     else:
         training = ""
-    table.add_row(str(replaced), f"{training}on the samples to choose by", *distance_cells(report.chosen), style="bold")
-    table.add_row(str(replaced), f"{training}on samples seen only now", *distance_cells(report.reported), style="bold")
+    table.add_row(str(replaced), f"{training}on the samples to choose by", *error_cells(report.chosen), style="bold")
+    table.add_row(str(replaced), f"{training}on samples seen only now", *error_cells(report.reported), style="bold")
     return table
-
-
-def distance_cells(distance: Distance) -> tuple[str, str]:
-    """Error of the outputs, and change of the metric, as text."""
-    return f"{100 * distance.nmse:.2g} %", "" if distance.drop is None else f"{0 - distance.drop:+.3g}"
 
 
 def _stage_table(outcome: Outcome) -> Table:
@@ -199,6 +198,11 @@ def _summary(outcome: Outcome) -> Panel:
         grid.add_row("code", outcome.written.note)
     else:
         grid.add_row("opset", f"{outcome.written.opset} ({outcome.written.note})")
+    for refused in token_screen.refusals(outcome.context.records):
+        grid.add_row("tokens", Text(str(refused), style="yellow"))
+    for report in outcome.context.reports:
+        if isinstance(report, CompressReport):
+            grid.add_row("tokens", token_screen.summary(report))
     grid.add_row("agreement", _agreement(outcome.verification, outcome.unverified))
     if outcome.measurements is not None:
         grid.add_row("speed", speed_line(outcome.measurements))
@@ -249,6 +253,8 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "verification": None if outcome.verification is None else outcome.verification.to_dict(),
         "unverified": outcome.unverified,
         "norms": [r.to_dict() for r in outcome.context.reports if isinstance(r, UnifyReport)],
+        "tokens": [r.to_dict() for r in outcome.context.reports if isinstance(r, CompressReport)],
+        "tokens_refused": [asdict(refused) for refused in token_screen.refusals(outcome.context.records)],
         "accuracy": None if outcome.controlled is None else _accuracy(outcome.controlled),
         "measurements": None if outcome.measurements is None else outcome.measurements.to_dict(),
         "seconds": dict(outcome.seconds),

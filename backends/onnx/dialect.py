@@ -58,6 +58,10 @@ for one row of 96). SkipSimplifiedLayerNormalization, which the runtime doesn't 
 
 
 _LIFTED = (ops.IntLinear, ops.IntLinearDequantize, ops.IntMatMul, ops.IntConv, ops.IntWeightedMean)
+_TOKENS = (
+    *(ops.MatchTokens, ops.IntMatchTokens, ops.MergeTokens, ops.IntMergeTokens),
+    *(ops.TopTokens, ops.TakeTokens, ops.PlaceTokens),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,10 @@ def preferred_opset(op: Op, spellings: Spellings) -> int:
         ops.Swish: (spellings.swish, 24),
         ops.HardSwish: ("standard", 14),
     }
+    if isinstance(op, _TOKENS):
+        return (
+            13  # as of 11 there are TopK and ScatterElements, as of 12 GatherND of batches; 13 is what ORT knows best
+        )
     if isinstance(op, _LIFTED):
         return 14  # first in which Add takes bytes and words
     choice, version = choices.get(type(op), ("", BASE_OPSET))

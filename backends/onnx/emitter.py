@@ -27,7 +27,11 @@ Attribute: TypeAlias = Scalar | Sequence[Scalar] | Sequence[int]
 
 
 class Emitter:
-    """Collects the nodes and initializers of one graph. Emitted values get their names when a node is finished."""
+    """Collects the nodes and initializers of one graph. Emitted values get their names when a node is finished.
+
+    forms: another form in which a lowered value is there too, by agreement between lowering functions; `sweep` takes
+    out what nobody reads then.
+    """
 
     def __init__(self, dialect: Dialect, names: Names, lowerings: dict[type, Lowering]):
         self.dialect, self.names = dialect, names
@@ -35,10 +39,12 @@ class Emitter:
         self.initializers: list[onnx.Value] = []
         self.domains: dict[str, int] = {}
         self.values: dict[Value, onnx.Value] = {}
+        self.forms: dict[onnx.Value, onnx.Value] = {}
         self._lowerings = lowerings
         self._constants: dict[Data, onnx.Value] = {}
         self._node_names = Names()
         self._unnamed: list[onnx.Value] = []
+        self._sweepable: set[int] = set()
         self._loc = Loc()
 
     @property
@@ -115,6 +121,20 @@ class Emitter:
 
     # for the writer
 
+    def sweep(self, outputs: Iterable[onnx.Value]) -> None:
+        """Take out nodes of lowerings that offered several forms, where nobody reads them."""
+        kept = {id(value) for value in outputs}
+        alive, freed = [], set()
+        for node in reversed(self.nodes):
+            if id(node) not in self._sweepable or any(id(v) in kept or v.uses() for v in node.outputs):
+                alive.append(node)
+                continue
+            for index, value in enumerate(node.inputs):
+                freed.add(id(value))
+                node.replace_input_with(index, None)
+        self.nodes = alive[::-1]
+        self.initializers = [v for v in self.initializers if id(v) not in freed or v.uses() or id(v) in kept]
+
     def at(self, loc: Loc) -> None:
         """Nodes emitted from here on stem from `loc`."""
         self._loc = loc
@@ -122,7 +142,7 @@ class Emitter:
     def lower(self, node: Node, wishes: Sequence[str]) -> None:
         """Lower a node of the graph; its results are named after `wishes`, uniquely unless reserved by the caller."""
         self._loc = node.loc
-        first = len(self.nodes)
+        first, forms = len(self.nodes), len(self.forms)
         if isinstance(node.op, Const):
             self.values[node.result] = self._initializer(node.op.data, wishes[0])
             return
@@ -135,6 +155,8 @@ class Emitter:
             if id(inner) not in results:
                 inner.metadata_props.clear()  # name and provenance stand where the op's result is made
                 inner.name = ""
+        if len(self.forms) > forms:
+            self._sweepable.update(map(id, self.nodes[first:]))
         for value in self._unnamed:
             if value.name is None:
                 value.name = self.names.unique("t")  # an integer op is up to 50 nodes: long names would add up

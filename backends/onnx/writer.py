@@ -22,6 +22,7 @@ from planish.backends.onnx import (
     lower_pool,
     lower_reduce,
     lower_shape,
+    lower_tokens,
     stream,
 )
 from planish.backends.onnx.carry import carry, inner_names
@@ -48,6 +49,7 @@ LOWERINGS: dict[type, Lowering] = {
     **lower_pool.LOWERINGS,
     **lower_attention.LOWERINGS,
     **lower_shape.LOWERINGS,
+    **lower_tokens.LOWERINGS,
     **lower_integer.LOWERINGS,
     **lower_int_products.LOWERINGS,
     **lower_int_norm.LOWERINGS,
@@ -124,6 +126,7 @@ def _build(graph: Graph, choice: OpsetChoice, spellings: Spellings) -> onnx.Mode
         raise LoweringError(f"graph {graph.name!r} has no Return")
     e.at(terminal.loc)
     outputs = [interface.output(e, name, v) for name, v in zip(interface.outputs, terminal.inputs, strict=True)]
+    e.sweep(outputs)
     return _model(graph, choice.opset, e, inputs, outputs, interface.initializers(inputs))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 
 import numpy as np
 from tvm.script.ir_builder import IRBuilder
@@ -11,7 +11,7 @@ from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm import amx
 from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, lane_of, pieces, spans
-from planish.backends.tvm.expressions import Reader, broadcast, shape_of, unravelled
+from planish.backends.tvm.expressions import Reader, broadcast, largest, rescaled, shape_of, unravelled
 from planish.backends.tvm.isa import TileProduct, reduced
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.plain import variable
@@ -48,7 +48,12 @@ class _Attention:
         (self.queries, self.keys), self.values = found.product.inputs, found.mean.inputs[1]
         self.logits, *self.keep = found.exponential.inputs
         self.reader = Reader(self.scope, context.stored, {})
-        self.padded = _rests_on_one(self.logits, self.product_node)  # then whole vectors of logits cost nothing more
+        self.added = _added_to_rows(self.logits, self.product_node)
+        others = _others(self.logits, self.product_node, self.added)
+        # Then whole vectors of logits cost nothing more.
+        self.padded = all(constant(value) is not None for value in others)
+        # Those behind the last one are like it, or else they mustn't count.
+        self.repeated = all(shape_of(value)[-1:] in ((), (1,)) for value in others)
         *self.batch, self.rows, self.width = shape_of(self.queries)
         self.tokens, self.depth, self.heads = shape_of(self.keys)[-1], shape_of(self.values)[-1], math.prod(self.batch)
         lanes = self.lanes = self.isa.lanes
@@ -71,6 +76,7 @@ class _Attention:
         )
         self.q = self.rows_of_queries()
         self.first = self.scope.scratch((self.heads * self.columns,), "int32")
+        self.addends = [self.scope.scratch((self.heads, self.columns), "int32") for _ in self.added]
         self.codes = self.scope.scratch(
             (self.heads, self.plan.height * self.across), str(self.logits.tensor.dtype.storage)
         )
@@ -96,6 +102,7 @@ class _Attention:
             self.v.by_row(head, self.tokens, lambda n, e: self.reader.at(self.values, (*index, n, e)))
             if self.zero:
                 self.start_of_sums(head)
+            self.rescale_addends(head, index)
             row = 0
             for count, height in self.plan.spans:
                 with T.serial(0, count) as block:
@@ -136,6 +143,15 @@ class _Attention:
             place = head * self.columns + block * self.lanes
             T.buffer_store(self.first, total[every] * offset, [T.Ramp(place, 1, self.lanes)])
 
+    def rescale_addends(self, head: Expr, index: Index) -> None:
+        """What is added to every row of logits, once on the scale of the sums; the last one repeated, as keys are."""
+        for (node, position), array in zip(self.added, self.addends, strict=True):
+            with T.serial(0, self.columns // self.lanes) as block, vector(self.lanes) as lane:
+                token = block * self.lanes + lane
+                place = T.min(token, self.tokens - 1) if self.columns > self.tokens else token
+                addend, _ = rescaled(node, position, self.reader, (*index, 0, place))
+                T.buffer_store(array, T.cast(addend, "int32"), [head, token])
+
     def logits_of(self, room: amx.Room | None, head: Expr, index: Index, row: Expr, height: int) -> None:
         """Logits of a block of rows, as codes."""
         lanes = self.lanes
@@ -161,6 +177,8 @@ class _Attention:
         lane_at = lane_of(at)
         region = Region(self.logits, self.logits, (), self.product_node)
         codes = Epilogue(self.scope, region, self.context, lambda where: sums(lane_at(where)))
+        for place, array in zip(self.added, self.addends, strict=True):
+            codes.prepared[place] = lambda where, array=array: array[head, where[-1]]  # type: ignore[misc]
         codes.stage(at, count)
         with vector(count) as lane:
             code = codes.reader.at(self.logits, at(lane))
@@ -179,7 +197,7 @@ class _Attention:
             c = self.codes[head, i * self.across + token]
             return T.Select(kept(token), c, T.Cast(stored, dtype.min)) if self.keep else c
 
-        greatest = self.greatest(code, columns, stored)
+        greatest = self.greatest(code, columns if self.repeated else self.tokens, stored)
         sums = T.alloc_buffer((self.lanes,), "int32", scope="global")
         T.buffer_store(sums, T.Broadcast(T.int32(0), self.lanes), [lanes])
         for start, used in spans(self.tokens, WIDEST):
@@ -282,11 +300,25 @@ def _padded(extent: int, to: int) -> int:
     return -(-extent // to) * to
 
 
-def _rests_on_one(value: Value, node: Node) -> bool:
-    """True if `value` is made of the result of `node` alone, and constants."""
+def _chain(value: Value, node: Node) -> Iterator[Node]:
+    """The ops that lead from the result of `node` to `value`, the last one first."""
     while value is not node.result:
-        made = value.node
-        if made is None or sum(constant(operand) is None for operand in made.inputs) != 1:
-            return False
-        value = next(operand for operand in made.inputs if constant(operand) is None)
-    return True
+        assert value.node is not None
+        yield value.node
+        value = value.node.inputs[0]
+
+
+def _added_to_rows(value: Value, node: Node) -> list[tuple[Node, int]]:
+    """Sums between the result of `node` and `value` that add the same to all rows, and the operand's position."""
+    sums = [made for made in _chain(value, node) if isinstance(made.op, ops.IntAdd) and largest(made, 1) < 2**31]
+    return [(made, 1) for made in sums if shape_of(made.inputs[1])[-2:-1] in ((), (1,))]
+
+
+def _others(value: Value, node: Node, added: Collection[tuple[Node, int]]) -> list[Value]:
+    """What `value` rests on beside the result of `node` and the operands `added`, but for tables."""
+    return [
+        operand
+        for made in _chain(value, node)
+        for place, operand in enumerate(made.inputs)
+        if place > 0 and (made, place) not in added and not isinstance(made.op, ops.IntTable)
+    ]

@@ -44,7 +44,8 @@ class Context:
 class Epilogue:
     """Writes elements of a region's result.
 
-    reduced: gives the anchor's result, if there is one. Further values may be added to `given`.
+    reduced: gives the anchor's result, if there is one. Further values may be added to `given`, and to `prepared`
+    operands, by node and position, that the kernel has brought to the scale of the result beforehand (int32).
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Epilogue:
         if reduced is not None:
             assert region.anchor is not None
             self.given[region.anchor.result] = reduced
+        self.prepared: dict[tuple[Node, int], Callable[[Index], Expr]] = {}
         self.rescaled: dict[tuple[Node, int], Callable[[Index], Expr]] = {}
         self.reader = Reader(scope, context.stored - {region.result}, self.given, self.rescaled)
         self._stages = self._staged(region.value)
@@ -102,6 +104,7 @@ class Epilogue:
     def stage(self, at: Callable[[Expr], Index], lanes: int) -> None:
         """Compute what whole vectors do better than single elements: rescalings, and tables of bytes."""
         self.rescaled.clear()
+        self.rescaled.update(self.prepared)
         for node in self._stages:
             self.given.pop(node.result, None)
         for node in self._stages:
@@ -119,7 +122,8 @@ class Epilogue:
         shifted = abs(op.zero) << rescaling(node.inputs[0].tensor, op.scale).shift
         packed = len(ready) == len(positions) and bound < 2**31 and shifted < 2**62 and narrows(self.isa, op.to, lanes)
         for position in ready:
-            self._rescale(node, position, at, lanes, op.zero if packed and position == 0 else 0)
+            if (node, position) not in self.prepared:
+                self._rescale(node, position, at, lanes, op.zero if packed and position == 0 else 0)
         if not packed:
             return
         total = T.alloc_buffer((lanes,), "int32", scope="global")

@@ -49,7 +49,7 @@ def joined(found: Sequence[Region]) -> list[Region]:
             number = len(kernels)
             kernels.append([])
         kernels[number].append(region)
-        home[region.result] = number
+        home.update(dict.fromkeys(region.results, number))
         if is_norm(region.anchor):
             readers.setdefault(region.anchor.inputs[0], number)
     return [replace(first, norms=tuple(norms)) for first, *norms in kernels]

@@ -12,6 +12,10 @@ from planish.backends.tvm.plain import PLAIN, Emitter, pointwise
 from planish.backends.tvm.region import Region
 from planish.backends.tvm.row_blocks import in_blocks
 from planish.backends.tvm.scope import Kernel
+from planish.backends.tvm.token_merging import merging
+from planish.backends.tvm.token_moves import placed, taken
+from planish.backends.tvm.token_ranks import top
+from planish.backends.tvm.token_scores import float_matching, int_matching
 from planish.ir import ops
 from planish.ir.op import Op, constant
 
@@ -46,7 +50,18 @@ SHIFTS: Mapping[type[Op], Emitter] = {
 }
 """Kernels of the profile `ivit`."""
 
-_KERNELS: Mapping[type[Op], Emitter] = {**FLOAT, **PLAIN, **SHIFTS}
+TOKENS: Mapping[type[Op], Emitter] = {
+    ops.MatchTokens: float_matching,
+    ops.IntMatchTokens: int_matching,
+    ops.MergeTokens: merging,
+    ops.IntMergeTokens: merging,
+    ops.TopTokens: top,
+    ops.TakeTokens: taken,
+    ops.PlaceTokens: placed,
+}
+"""Kernels that choose, merge and move tokens."""
+
+_KERNELS: Mapping[type[Op], Emitter] = {**FLOAT, **PLAIN, **SHIFTS, **TOKENS}
 
 
 def kernel_of(region: Region, context: Context) -> Kernel:

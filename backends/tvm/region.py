@@ -27,6 +27,7 @@ class Region:
     value: what the expression gives; the stored result is it, moved by the ops `moves`.
     run: so many elements that are computed together lie next to each other in the result; 0 for all of them.
     norms: regions that normalise rows of the same kernel, each as soon as it is there, in order of computation.
+    others: further results of the anchor that its kernel stores; nobody reads those that are neither here nor `result`.
     """
 
     value: Value
@@ -36,3 +37,9 @@ class Region:
     attention: Attention | None = None
     run: int = 0
     norms: tuple[Region, ...] = ()
+    others: tuple[Value, ...] = ()
+
+    @property
+    def results(self) -> tuple[Value, ...]:
+        """All that is stored, but for what `norms` store."""
+        return self.result, *self.others

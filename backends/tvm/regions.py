@@ -57,7 +57,18 @@ REDUCTIONS: tuple[type[Op], ...] = (
     ops.Shiftmax,
     ops.ShiftLayerNorm,
     ops.Concat,
+    ops.TakeTokens,
+    ops.PlaceTokens,
 )
+
+CHOICES: tuple[type[Op], ...] = (
+    ops.MatchTokens,
+    ops.MergeTokens,
+    ops.TopTokens,
+    ops.IntMatchTokens,
+    ops.IntMergeTokens,
+)
+"""Ops with several results, which one kernel computes together; nothing that follows is done in it."""
 
 PRODUCTS: tuple[type[Op], ...] = (ops.Linear, ops.MatMul, ops.Conv, ops.IntLinear, ops.IntMatMul, ops.IntConv)
 
@@ -77,6 +88,10 @@ def regions(graph: Graph) -> tuple[list[Region], frozenset[Value]]:
     for node in graph:
         if isinstance(node.op, Const | ops.Return):
             continue
+        if isinstance(node.op, CHOICES):
+            first, *others = [v for v in node.results if v.uses or v in outputs] or node.results[:1]
+            found.append(Region(first, first, (), node, others=tuple(others)))
+            continue
         for value in node.results:
             if value in placed or value in absorbed:
                 continue
@@ -85,13 +100,13 @@ def regions(graph: Graph) -> tuple[list[Region], frozenset[Value]]:
                 result, moves, run = _moved(value, anchor, outputs) if anchor is not None else (value, (), 0)
                 placed.add(result)
                 found.append(Region(value, result, moves, anchor, attentions.get(anchor) if anchor else None, run))
-    return joined(found), frozenset(region.result for region in found)
+    return joined(found), frozenset(value for region in found for value in region.results)
 
 
 def _check(graph: Graph) -> None:
-    known = (*EXPRESSIONS, *REDUCTIONS, ops.Split, Const, ops.Return)
+    known = (*EXPRESSIONS, *REDUCTIONS, *CHOICES, ops.Split, Const, ops.Return)
     missing = {node: node.op.name for node in graph if not isinstance(node.op, known)}
-    plain = (*FLOAT_POINTWISE, *FLOAT_REDUCTIONS, ops.ConstantOfShape, ops.Range, ops.Pad)
+    plain = (*FLOAT_POINTWISE, *FLOAT_REDUCTIONS, *CHOICES, ops.TakeTokens, ops.ConstantOfShape, ops.Range, ops.Pad)
     for node in graph:
         if node not in missing and isinstance(node.op, plain) and (reason := why_not(node)):
             missing[node] = reason

@@ -76,7 +76,7 @@ class Packed:
                         T.reinterpret(f"int32x{self.lanes}", square[T.Ramp(4 * (i * words + left), 1, 4 * self.lanes)])
                         for i in range(self.lanes)
                     ]
-                    for k, row in enumerate(_transposed(rows)[:used]):
+                    for k, row in enumerate(transposed(rows)[:used]):
                         codes = T.reinterpret(f"int8x{self.panel}", row)
                         T.buffer_store(self.array, codes, [T.Ramp(place + (left + k) * self.panel, 1, self.panel)])
 
@@ -115,7 +115,7 @@ class Packed:
         return T.Select(k < inner, at(T.min(k, inner - 1), column), T.int8(0))
 
 
-def _transposed(rows: list[Expr]) -> list[Expr]:
+def transposed(rows: list[Expr]) -> list[Expr]:
     """A square of 32-bit elements, a vector per row, transposed by exchanging blocks of 1, 2, 4, .. elements."""
     lanes, distance = len(rows), 1
     while distance < lanes:

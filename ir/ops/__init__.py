@@ -70,6 +70,8 @@ from planish.ir.ops.int_softmax import IntSoftmax as IntSoftmax
 from planish.ir.ops.int_softmax import IntWeightedMean as IntWeightedMean
 from planish.ir.ops.int_softmax import Shiftmax as Shiftmax
 from planish.ir.ops.int_table import IntTable as IntTable
+from planish.ir.ops.int_tokens import IntMatchTokens as IntMatchTokens
+from planish.ir.ops.int_tokens import IntMergeTokens as IntMergeTokens
 from planish.ir.ops.linalg import Conv as Conv
 from planish.ir.ops.linalg import Linear as Linear
 from planish.ir.ops.linalg import MatMul as MatMul
@@ -108,3 +110,8 @@ from planish.ir.ops.shape import Squeeze as Squeeze
 from planish.ir.ops.shape import Tile as Tile
 from planish.ir.ops.shape import Transpose as Transpose
 from planish.ir.ops.shape import Unsqueeze as Unsqueeze
+from planish.ir.ops.tokens import MatchTokens as MatchTokens
+from planish.ir.ops.tokens import MergeTokens as MergeTokens
+from planish.ir.ops.tokens import PlaceTokens as PlaceTokens
+from planish.ir.ops.tokens import TakeTokens as TakeTokens
+from planish.ir.ops.tokens import TopTokens as TopTokens

@@ -16,11 +16,12 @@ from planish.passes.integer.pointwise import (
     ClipConversion,
     GeluConversion,
     MeanConversion,
-    ShiftConversion,
+    SubConversion,
     TableConversion,
 )
 from planish.passes.integer.pooling import DivConversion
 from planish.passes.integer.products import ConvConversion, LinearConversion, MatMulConversion, MulConversion
+from planish.passes.integer.tokens import MatchConversion, MergeConversion, TopConversion
 
 CONVERSIONS: Mapping[type[Op], Conversion] = {
     ops.Linear: LinearConversion(),
@@ -35,15 +36,18 @@ CONVERSIONS: Mapping[type[Op], Conversion] = {
     ops.Gelu: GeluConversion(),
     **dict.fromkeys((ops.Relu, ops.Clip), ClipConversion()),
     **dict.fromkeys(FUNCTIONS, TableConversion()),
-    ops.Sub: ShiftConversion(),
+    ops.Sub: SubConversion(),
     **dict.fromkeys((ops.ReduceMean, ops.ReduceSum), MeanConversion()),
     ops.ArgMax: ArgMaxConversion(),
     ops.Cast: CastConversion(),
     ops.Gather: GatherConversion(),
     ops.Pad: PadMovement(),
+    ops.MatchTokens: MatchConversion(),
+    ops.MergeTokens: MergeConversion(),
+    ops.TopTokens: TopConversion(),
     **dict.fromkeys(
         (ops.Reshape, ops.DynamicReshape, ops.Transpose, ops.Squeeze, ops.Unsqueeze, ops.Expand, ops.Tile)
-        + (ops.Identity, ops.Slice, ops.Split, ops.Concat, ops.Where, ops.MaxPool),
+        + (ops.Identity, ops.Slice, ops.Split, ops.Concat, ops.Where, ops.MaxPool, ops.TakeTokens),
         Movement(),
     ),
 }

@@ -143,8 +143,8 @@ class Driver:
                 self._meet(value, node.next)
             return
         if not any(map(is_real, node.results)):
-            built = self._build(node, conversion, SUM)
-            self.graph.replace(node.result, built[0])
+            for old, new in zip(node.results, self._build(node, conversion, SUM), strict=True):
+                self.graph.replace(old, new)
             return
         if conversion.accumulates(node):
             self._from_sum(node, conversion)
@@ -154,18 +154,17 @@ class Driver:
         self.widened += isinstance(node.op, ops.Linear) and self.plan.is_wide(node)
 
     def _from_sum(self, node: Node, conversion: Conversion) -> None:
-        forms = self._demands.get(node.result, {})
-        if not forms:
+        if not any(self._demands.get(value) for value in node.results):
             return
-        (total,) = self._build(node, conversion, SUM)
-        self._built[node.result, SUM] = total
-        if isinstance(node.op, ops.Linear | ops.Conv | ops.MatMul):
-            self.sums.append((node, total))
-        for form in forms:
-            if isinstance(form, Spec):
-                self._keep(node, node.result, form, coded(total, form))
-            elif form is FLOAT:
-                self._keep(node, node.result, form, ops.Dequantize()(total))
+        for value, total in zip(node.results, self._build(node, conversion, SUM), strict=True):
+            self._built[value, SUM] = total
+            if isinstance(node.op, ops.Linear | ops.Conv | ops.MatMul):
+                self.sums.append((node, total))
+            for form in self._demands.get(value, {}):
+                if isinstance(form, Spec):
+                    self._keep(node, value, form, coded(total, form))
+                elif form is FLOAT:
+                    self._keep(node, value, form, ops.Dequantize()(total))
 
     def _from_widest(self, node: Node, conversion: Conversion) -> None:
         specs = self._specs({f: None for v in node.results for f in self._demands.get(v, {})})

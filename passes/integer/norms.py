@@ -17,6 +17,7 @@ from planish.ir.types import Quant
 from planish.passes.integer.conversion import Conversion, Operand, Want
 from planish.passes.integer.forms import Form, Spec, centred_unsigned
 from planish.passes.integer.plan import Plan
+from planish.passes.integer.tokens import counts_in
 
 _GAMMA_BITS = 24  # of the largest gamma: with z of at most 26 bits and beta, everything stays far from 62
 
@@ -139,6 +140,7 @@ def _is_zero(value: Value) -> bool:
     return data is not None and data.size == 1 and float(data.numpy().item()) == 0.0
 
 
+_COUNTS = Spec(dtypes.i16, EXP_SCALE / 8)  # of the logarithm of token counts: 255 and more fit
 _MASKED = -1e3  # scores below the row's greatest by that are nothing after exp
 
 
@@ -153,21 +155,27 @@ class AttentionConversion(Conversion):
         assert isinstance(op, ops.Attention)
         if op.causal:
             return "it is causal"
-        if mask is not None and kept_places(mask) is None:
+        if mask is not None and kept_places(mask) is None and not counts_in(mask):
             return "its mask isn't one of places that take part or not"
         return "" if node.inputs[0].tensor.dims[1] == node.inputs[1].tensor.dims[1] else "its heads are grouped"
 
     def wants(self, node: Node, forms: Sequence[Form], plan: Plan) -> Iterable[Want]:
-        q, k, v = node.inputs[:3]
-        return [(0, plan.operand(q)), (1, plan.right(k)), (2, plan.right(v))]
+        q, k, v, *mask = node.inputs
+        counts = [(3, _COUNTS)] if mask and counts_in(mask[0]) else []
+        return [(0, plan.operand(q)), (1, plan.right(k)), (2, plan.right(v)), *counts]
 
     def build(self, node: Node, form: Form, operand: Operand, plan: Plan) -> Value:
         op = node.op
         assert isinstance(op, ops.Attention)
-        (i, q), (j, k), (n, v) = self.wants(node, (), plan)
+        (i, q), (j, k), (n, v), *counts = self.wants(node, (), plan)
         scores = ops.IntMatMul()(operand(i, q), ops.Transpose((0, 1, 3, 2))(operand(j, k)))
-        logits = ops.Requantize(EXP_SCALE, 0, dtypes.i16)(ops.ScaleBy(op.scale)(scores))
+        logits = ops.ScaleBy(op.scale)(scores)
         mask = node.operands[3] if len(node.operands) > 3 else None
-        keep = None if mask is None else kept_places(mask)
+        keep = None
+        if counts:
+            logits = ops.IntAdd(EXP_SCALE, 0, dtypes.i16)(logits, operand(*counts[0]))
+        else:
+            keep = None if mask is None else kept_places(mask)
+            logits = ops.Requantize(EXP_SCALE, 0, dtypes.i16)(logits)
         result: Value = ops.IntWeightedMean()(ops.IntExp()(logits, keep), operand(n, v))
         return result

@@ -15,8 +15,8 @@ from planish.passes.calibration import Statistics, value_range
 from planish.passes.integer.forms import Spec, asymmetric, centred_unsigned, symmetric
 
 SAME_RANGE = (ops.Reshape, ops.DynamicReshape, ops.Transpose, ops.Squeeze, ops.Unsqueeze, ops.Expand, ops.Tile,
-              ops.Identity)  # fmt: skip
-"""Ops whose result holds the same numbers as their first operand."""
+              ops.Identity, ops.TakeTokens, ops.MergeTokens)  # fmt: skip
+"""Ops whose first result holds the same numbers as their first operand, some of them, or means of them."""
 
 
 def is_real(value: Value | None) -> bool:
@@ -26,7 +26,9 @@ def is_real(value: Value | None) -> bool:
 
 def source_of(value: Value) -> Value:
     """The value whose numbers `value` holds in another shape."""
-    while value.node is not None and isinstance(value.op, SAME_RANGE) and value.node.operands[0] is not None:
+    while value.node is not None and isinstance(value.op, SAME_RANGE) and value.index == 0:
+        if value.node.operands[0] is None:
+            break
         value = value.node.operands[0]
     return value
 
@@ -71,6 +73,10 @@ class Plan:
         """True for a cast of unsigned bytes: its codes are the bytes themselves."""
         node = value.node
         return node is not None and isinstance(node.op, ops.Cast) and node.inputs[0].tensor.dtype == dtypes.u8
+
+    def is_count(self, value: Value) -> bool:
+        """True for how many tokens each one stands for: its codes are the numbers, cut at 255."""
+        return isinstance(value.op, ops.MergeTokens) and value.index == 1
 
     def evened(self, value: Value) -> Spec | None:
         """8-bit codes of a norm's result for a linear layer, less the factors per channel; None if there are none."""

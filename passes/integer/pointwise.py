@@ -11,7 +11,7 @@ from planish.ir import dtypes, fixedpoint, ops
 from planish.ir.data import Data
 from planish.ir.graph import Node, Value
 from planish.ir.op import Op, constant
-from planish.ir.types import TensorType
+from planish.ir.types import Quant, TensorType
 from planish.passes.integer.conversion import Conversion, Operand, Want
 from planish.passes.integer.forms import SUM, Form, Spec, symmetric
 from planish.passes.integer.plan import Plan, source_of
@@ -108,17 +108,29 @@ class TableConversion(Conversion):
         return result
 
     def _input(self, node: Node, chain: Chain, plan: Plan) -> Spec:
-        if plan.is_byte(chain.root):
+        if plan.is_byte(chain.root) or plan.is_count(chain.root):
             return Spec(dtypes.u8, 1.0)
         lo, hi = _LINEAR_FROM.get(type(node.op), (-np.inf, np.inf)) if chain.length == 1 else (-np.inf, np.inf)
         return plan.table_input(chain.root, lo, hi)
 
 
-class ShiftConversion(TableConversion):
-    """Sub of a number (or from one) -> IntTable, with the functions before it."""
+class SubConversion(TableConversion):
+    """Sub of a number (or from one) -> IntTable, with the functions before it; of two tensors -> IntAdd."""
 
-    def refuses(self, node: Node, plan: Plan) -> str:
-        return "" if is_scalar_op(node) else "it subtracts two tensors"
+    def wants(self, node: Node, forms: Sequence[Form], plan: Plan) -> Iterable[Want]:
+        return [] if is_scalar_op(node) else [(i, plan.stream(v)) for i, v in enumerate(node.inputs)]
+
+    def also_wants(self, node: Node, plan: Plan) -> list[tuple[Value, Form]]:
+        return super().also_wants(node, plan) if is_scalar_op(node) else []
+
+    def build(self, node: Node, form: Form, operand: Operand, plan: Plan) -> Value:
+        if is_scalar_op(node):
+            return super().build(node, form, operand, plan)
+        assert isinstance(form, Spec)
+        a, b = (operand(i, plan.stream(v)) for i, v in enumerate(node.inputs))
+        negated = ops.IntMul()(b, Data(np.asarray(-1, np.int8), Quant((1.0,))))
+        result: Value = ops.IntAdd(form.scale, form.zero, form.dtype)(a, negated)
+        return result
 
 
 class GeluConversion(TableConversion):
@@ -219,8 +231,10 @@ class MeanConversion(Conversion):
         mean: Value = ops.ScaleBy(1 / count)(total)
         return mean
 
-    def _input(self, node: Node, plan: Plan) -> Spec:
+    def _input(self, node: Node, plan: Plan) -> Form:
         x = node.inputs[0]
+        if isinstance(x.op, ops.Softmax):
+            return SUM  # means of many small probabilities rank tokens: 8 bits would make most of them equal
         wide = isinstance(source_of(x).op, ops.Add | ops.LayerNorm | ops.RMSNorm)
         return plan.stream(x) if wide else plan.operand(x)
 

@@ -146,15 +146,18 @@ class MatMulConversion(Conversion):
         return "an operand is a vector" if min(len(v.tensor.dims) for v in node.inputs) < 2 else ""
 
     def wants(self, node: Node, forms: Sequence[Form], plan: Plan) -> Iterable[Want]:
-        return [(0, self._left(node, plan)), (1, plan.right(node.inputs[1]))]
+        return [(0, self._left(node, plan)), (1, self._right(node, plan))]
 
     def build(self, node: Node, form: Form, operand: Operand, plan: Plan) -> Value:
-        left, right = self._left(node, plan), plan.right(node.inputs[1])
+        left, right = self._left(node, plan), self._right(node, plan)
         result: Value = ops.IntMatMul()(operand(0, left), operand(1, right))
         return result
 
     def _left(self, node: Node, plan: Plan) -> Form:
         return SUM if isinstance(node.inputs[0].op, ops.Softmax) else plan.operand(node.inputs[0])
+
+    def _right(self, node: Node, plan: Plan) -> Form:
+        return SUM if isinstance(node.inputs[1].op, ops.Softmax) else plan.right(node.inputs[1])
 
 
 class MulConversion(Conversion):

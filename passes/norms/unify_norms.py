@@ -13,9 +13,9 @@ from planish.ir.op import Const, constant
 from planish.ir.ops import Linear
 from planish.passes.base import Context, Pass
 from planish.passes.exactness import Exactness, approximate
+from planish.passes.judging import Distance, Judge, tapped, three_sets
 from planish.passes.norms.converting import Conversion, convert, converted, norms_of, vanishes
 from planish.passes.norms.fit import Fit
-from planish.passes.norms.judging import Distance, Judge, tapped, three_sets
 from planish.passes.norms.unify_report import NormFinding, Step, UnifyReport
 from planish.passes.rewrite import Changes
 

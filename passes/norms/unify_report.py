@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from planish.passes.judging import Distance
 from planish.passes.norms.fit import Deviations
-from planish.passes.norms.judging import Distance
 
 
 @dataclass(frozen=True)

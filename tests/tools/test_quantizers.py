@@ -12,7 +12,7 @@ from planish.tools.bench.command import model_file
 from planish.tools.bench.contenders import CONTENDERS
 from planish.tools.bench.quality import quality_of
 from planish.tools.cli import app
-from planish.tools.compiling import input_specs
+from planish.tools.samples import input_specs
 
 pytest.importorskip("sympy")
 VIT = model_file("fashion-vit")

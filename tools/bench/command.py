@@ -190,8 +190,9 @@ def run_bench(
     from planish.tools.bench.contenders import contender_named
     from planish.tools.bench.quality import quality_of
     from planish.tools.buckets import variants_of
-    from planish.tools.compiling import CALIBRATION_BATCH, VERIFY_BATCH, input_specs, optimize, single_sample
+    from planish.tools.compiling import CALIBRATION_BATCH, VERIFY_BATCH, optimize
     from planish.tools.measure import measure_models
+    from planish.tools.samples import input_specs, single_sample
     from planish.tools.writing import write_for
 
     chosen = {name: contender_named(name) for name in against}

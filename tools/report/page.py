@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from planish.passes.norms.unify_report import UnifyReport
+from planish.passes.tokens.report import CompressReport, Point
+from planish.tools import token_screen
 from planish.tools.compiling import Outcome, agreement
 from planish.tools.recovery.recover import Recovery
 from planish.tools.report.curve import error_curve, training_curve
-from planish.tools.screen import distance_cells, mib, pass_rows, speed_line
+from planish.tools.report.token_curve import block_picture, speed_curve
+from planish.tools.screen import mib, pass_rows, speed_line
+from planish.tools.token_screen import error_cells
 
 FILE = "report.html"
 
@@ -28,6 +32,8 @@ def write_report(folder: Path, outcome: Outcome) -> None:
         target=outcome.job.target.name,
         summary=_summary(outcome),
         unified=[_norms(report) for report in outcome.context.reports if isinstance(report, UnifyReport)],
+        compressed=[_tokens(report) for report in outcome.context.reports if isinstance(report, CompressReport)],
+        refused=[str(refused) for refused in token_screen.refusals(outcome.context.records)],
         ops=[(op, before[op], after[op]) for op in ops] + [("all", outcome.before.nodes, outcome.after.nodes)],
         passes=[_pass(row) for row in pass_rows(outcome)],
     )
@@ -62,12 +68,31 @@ def _norms(report: UnifyReport) -> dict[str, Any]:
                 f"{100 * row.deviations.variation:.0f} %",
                 f"{row.deviations.peak:.1f}",
                 f"{100 * row.local_nmse:.2g} %",
-                *distance_cells(row.alone),
+                *error_cells(row.alone),
                 row.note,
             )
             for row in report.norms
         ],
     }
+
+
+def _tokens(report: CompressReport) -> dict[str, Any]:
+    points = [(method, point) for method, curve in report.curves.items() for point in curve]
+    return {
+        "summary": token_screen.summary(report),
+        "order_error": None if report.order_error is None else f"{report.order_error:.1g}",
+        "curve": speed_curve(report) if points else None,
+        "points": [(point is report.result, _point(method, point)) for method, point in points],
+        "blocks": block_picture(report),
+        "rows": token_screen.block_rows(report),
+        "refused": list(report.refused.items()),
+    }
+
+
+def _point(method: str, point: Point) -> tuple[str, ...]:
+    _, *figures = token_screen.point_cells(point)
+    removed = " ".join(str(count) for count in point.choice.removed)
+    return (method, *figures, removed)
 
 
 def _pass(row: dict[str, Any]) -> tuple[str, int, str, list[str]]:

@@ -40,7 +40,7 @@ def name_values(graph: Graph) -> None:
     for number, node in enumerate(graph):
         for value in node.results:
             if not value.hint or value.hint in seen:
-                value.hint = f"{value.hint or 'v'}_{number}"
+                value.hint = f"{value.hint or 'v'}_{number}{f'_{value.index}' if value.index else ''}"
             seen.add(value.hint)
 
 

@@ -9,7 +9,7 @@ from planish.backends.tvm.build import assembly
 from planish.backends.tvm.expressions import EXPRESSIONS
 from planish.backends.tvm.isa import ISAS
 from planish.backends.tvm.program import lower
-from planish.backends.tvm.regions import REDUCTIONS, regions
+from planish.backends.tvm.regions import CHOICES, REDUCTIONS, regions
 from planish.ir import dtypes, ops
 from planish.ir.data import Data
 from planish.ir.errors import UnsupportedOp
@@ -17,6 +17,7 @@ from planish.ir.graph import Graph
 from planish.ir.loc import Loc
 from planish.ir.op import OPS, Return
 from planish.ir.types import TensorType
+from tests.backends.tvm import test_tokens
 from tests.backends.tvm.floats import RNG, Case, assert_cases, both, float_isas, normal, side_by_side
 
 RUNNABLE = float_isas()
@@ -165,12 +166,12 @@ def test_every_op_has_a_kernel_or_is_a_known_gap():
         ops.Opaque,  # what planish doesn't understand
         ops.IntLinearDequantize,  # the island form for ONNX Runtime
     }  # fmt: skip
-    made = {*EXPRESSIONS, *REDUCTIONS, ops.Split, ops.Const, ops.Return}
+    made = {*EXPRESSIONS, *REDUCTIONS, *CHOICES, ops.Split, ops.Const, ops.Return}
     assert set(OPS.values()) - made == gaps
     tested = {type(case.op) for case in (*ELEMENTWISE, *MOVEMENT, *reductions(), *rows(), *pools())}
-    elsewhere = {ops.Linear, ops.MatMul, ops.Conv, ops.Attention, ops.RotaryEmbedding}  # test_float_products
+    products = {ops.Linear, ops.MatMul, ops.Conv, ops.Attention, ops.RotaryEmbedding}  # test_float_products
     of_codes = {kind for kind in made if kind.__module__.rpartition(".")[2].startswith(("int_", "quantize"))}
-    assert made - of_codes - {ops.Const, ops.Return} == tested | elsewhere
+    assert made - of_codes - {ops.Const, ops.Return} == tested | products | test_tokens.PLAIN
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from planish.ir.types import TensorType
 from planish.ir.verify import verify
 from planish.passes.base import Context
 from planish.passes.calibration.collect import numpy_taps
+from planish.passes.judging import three_sets
 from planish.passes.norms import UnifyNorms
 from planish.passes.norms.converting import Conversion, convert, converted, norms_of, vanishes
 from planish.passes.norms.fit import Fit
-from planish.passes.norms.judging import three_sets
 from planish.passes.norms.unify_report import UnifyReport
 from planish.passes.raising.weights import Affine
 

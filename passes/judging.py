@@ -78,6 +78,14 @@ def three_sets(context: Context) -> ThreeSets:
     return found
 
 
+def joined(first: Samples, second: Samples) -> Samples:
+    """Two sets as one."""
+    labels = None
+    if first.labels is not None and second.labels is not None:
+        labels = np.concatenate([first.labels, second.labels])
+    return Samples([*first.feeds, *second.feeds], labels)
+
+
 def need_disjoint(sets: ThreeSets) -> None:
     """Raise CalibrationError if one sample is in two of the sets."""
     owner: dict[bytes, str] = {}

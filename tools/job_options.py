@@ -1,0 +1,93 @@
+"""What the options of `planish optimize` mean: targets, durations, and fields of the passes that they set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from planish.backends.targets import Target, target_named
+from planish.ir.errors import UsageError
+from planish.passes.base import Pipeline
+from planish.passes.integer import Integerize
+from planish.passes.tokens import CompressTokens
+from planish.passes.tokens.schedule import Schedule
+from planish.tools.bars import has
+from planish.tools.buckets import parse_buckets
+
+
+def chosen_target(name: str, isa: str | None, tune: str | None, buckets: list[str]) -> Target:
+    """The target of that name, for that instruction set and those sizes, with its tilings measured for so long."""
+    target = target_named(name)
+    for option, value in (("--isa", isa), ("--tune", tune), ("--buckets", buckets or None)):
+        if value is not None and not target.compiled:
+            raise UsageError(f"{option} is for targets that compile", remedy="add --target tvm-cpu")
+    time = 0.0 if tune is None else seconds(tune)
+    return replace(target, isa=isa or "", tune=time, buckets=parse_buckets(buckets) if buckets else {})
+
+
+def seconds(text: str) -> float:
+    """The duration that `90`, `90s` or `2m` names."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m") else (text, "s")
+    try:
+        found = float(number) * {"s": 1, "m": 60}[unit]
+    except ValueError:
+        found = -1.0
+    if not 0 < found < float("inf"):
+        raise UsageError(f"can't read {text!r} as a duration", remedy="give seconds or minutes: 60s, 2m")
+    return found
+
+
+def with_integer_options(pipeline: Pipeline, profile: str | None, strict: bool) -> Pipeline:
+    """The pipeline with --profile and --strict set on its integerize pass."""
+    if profile is None and not strict:
+        return pipeline
+    if not has(pipeline, Integerize):
+        raise UsageError("--profile and --strict are for recipes that integerize", remedy="add --recipe integer")
+    options = {"strict": strict} | ({} if profile is None else {"profile": profile})
+    return pipeline.with_options(Integerize.name, **options)
+
+
+def schedule(text: str) -> Schedule:
+    """The schedule that `13`, `0.7`, `60,0,40,0` or a name means. Raises UsageError for a number that is none."""
+    try:
+        if "," in text:
+            return tuple(int(part) for part in text.split(","))
+        if text[:1].isdigit() or text[:1] in ("-", "."):
+            return float(text) if "." in text else int(text)
+    except ValueError:
+        remedy = "write 13, linear:13, 0.7, 60,0,40,0 or search"
+        raise UsageError(f"can't read {text!r} as a schedule", remedy=remedy) from None
+    return text
+
+
+def with_token_options(
+    pipeline: Pipeline, method: str | None, plan: str | None, latency: float | None, speedup: float | None
+) -> Pipeline:
+    """The pipeline with --tokens, --schedule, --latency and --target-speedup set on the pass that they are for.
+
+    Raises UsageError without such a pass, and where they contradict each other.
+    """
+    given = {"--tokens": method, "--schedule": plan, "--latency": latency, "--target-speedup": speedup}
+    named = [option for option, value in given.items() if value is not None]
+    if not named:
+        return pipeline
+    if not has(pipeline, CompressTokens):
+        remedy = "add compress to the recipe, as in --recipe compress+integer, or leave --recipe and --passes out"
+        raise UsageError(f"{named[0]} is for recipes that compress tokens", remedy=remedy)
+    options: dict[str, object] = {} if method is None else {"method": method}
+    if plan is not None:
+        options["schedule"] = schedule(plan)
+    fixed = latency is not None or options.get("schedule", "search") != "search"
+    if latency is not None:
+        if options.get("schedule", "search") != "search":
+            raise UsageError("--schedule and --latency both say how many tokens go", remedy="leave one of them out")
+        if not 0 <= latency < float("inf"):
+            raise UsageError(
+                f"--latency {latency:g} is no knob", remedy="0 keeps all tokens, 1 those that get attention"
+            )
+        options["latency"] = latency
+    if speedup is not None:
+        if fixed:
+            remedy = "leave --schedule and --latency out; for a bar on the result take --min-speedup"
+            raise UsageError("--target-speedup searches for a schedule, and one is given", remedy=remedy)
+        options["target_speedup"] = speedup
+    return pipeline.with_options(CompressTokens.name, **options)
