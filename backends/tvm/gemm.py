@@ -137,7 +137,7 @@ _FEW_ROWS = 16
 
 
 def _lines_ahead(panel: int, rows: int) -> int:
-    """How many cache lines of the next panel of weights each row fetches as it is finished; 0 where that isn't worth it.
+    """Cache lines of the next panel of weights that each row fetches as it is finished; 0 where that isn't worth it.
 
     The weights of a model are larger than the nearer caches, so that the first rows of each panel would wait for memory
     while it has nothing to do as results are rescaled: a sixth of DeiT-S's time.

@@ -32,7 +32,8 @@ class CompressTokens(Pass):
     schedule: tokens that go, see `schedule.Schedule`; "search" looks for the one that fits the budget.
     latency: the knob of `eliminate`, `fuse` and `merge` instead of a schedule: 0 keeps all tokens, 1 as many as get
     attention, more is faster.
-    signal: what ranks tokens: "class" (attention of the first one), "received" (by each), "energy" (few alike), "auto".
+    signal: what ranks tokens: "class" (attention of the first one), "received" (by each), "energy" (few alike), "auto";
+    "prior" adds an input `token_prior`, float[batch, tokens], in which the caller says it; the graph needs it then.
     proportional: merged tokens count in attention as many times as they stand for; None takes what errs less.
     target_speedup, max_drop, max_nmse: the budget of a search.
 
@@ -59,6 +60,8 @@ class CompressTokens(Pass):
             raise UsageError(f"there is no method {self.method!r}", remedy=f"known: auto, all, {', '.join(METHODS)}")
         if self.signal not in SIGNALS:
             raise UsageError(f"there is no signal {self.signal!r}", remedy=f"known: {', '.join(SIGNALS)}")
+        if self.signal == "prior" and (self.schedule == "search" or self.latency is not None):
+            raise UsageError("samples don't hold the prior that tokens are ranked by", remedy="give a schedule")
         changes = Changes()
         try:
             encoder = find_encoder(graph)

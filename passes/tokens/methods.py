@@ -10,11 +10,15 @@ import numpy as np
 from planish.ir import dtypes, ops
 from planish.ir.graph import Graph, Value
 from planish.ir.ops.tokens import most_merged
+from planish.ir.types import TensorType
 from planish.passes.tokens.encoder import Block, Encoder
 from planish.passes.tokens.following import Cut, Following
 from planish.passes.tokens.refusal import Refusal
 from planish.passes.tokens.signals import class_score, energy_score, received_score
 from planish.passes.tokens.steps import Dropping, Fusing, Merging, Reordering, Routing, Step
+
+PRIOR = "token_prior"
+"""The input that `prior` adds: float[batch, tokens], higher for tokens that matter more; of a frame before, say."""
 
 METHODS = ("merge", "fuse", "eliminate", "route")
 
@@ -151,11 +155,25 @@ def _score(now: Following, encoder: Encoder, block: Block, choice: Choice) -> Va
         raise Refusal("T11", "its heads are grouped, so that scores aren't there for each", block.attention)
     mask = now.mask_of(block.attention)
     signal = choice.signal
+    if signal == "prior":
+        return _prior(now, encoder, block)
     if signal == "auto":
         signal = "class" if encoder.has_class_token else "received"
     if signal == "class":
         return class_score(q, k, op.scale, mask)
     return received_score(q, k, op.scale, mask) if signal == "received" else energy_score(k)
+
+
+def _prior(now: Following, encoder: Encoder, block: Block) -> Value:
+    """What the caller says of each original token, brought along to those that are left: an input that is added."""
+    given = next((value for value in now.graph.inputs if value.hint == PRIOR), None)
+    if given is None:
+        start = encoder.start.tensor
+        given = now.graph.add_input(PRIOR, TensorType(start.dtype, (start.dims[0], encoder.tokens)))
+    rows = given
+    for step in now.steps(block.cut):
+        rows = step.aside(rows)
+    return rows
 
 
 def _column(rows: Value) -> Value:

@@ -8,7 +8,7 @@ from planish.ir import dtypes, ops
 from planish.ir.graph import Value
 from planish.ir.ops import numerics
 
-SIGNALS = ("auto", "class", "received", "energy")
+SIGNALS = ("auto", "class", "received", "energy", "prior")
 _MARGIN = 0.5  # cosine from which keys count as alike
 
 

@@ -104,6 +104,34 @@ def test_samples_choose_for_themselves(method):
         np.testing.assert_allclose(alone[0], together[i], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["eliminate", "route"])
+def test_a_prior_of_the_caller_ranks_tokens(method):
+    model = Model(Shape(head="dense"))
+    graph = compressed(model.graph(), Choice(method, (5, 0, 0), "prior"))
+    assert [value.hint for value in graph.inputs] == ["patches", "token_prior"]
+    (top,) = graph.nodes(ops.TopTokens)
+    prior = np.random.default_rng(5).permutation(26).reshape(2, 13).astype(np.float32)
+    feed = {**model.feed(), "token_prior": prior}
+    (kept,) = taps(graph, [top.results[0]])(feed)
+    count = kept.shape[1]
+    for row, chosen in zip(prior, kept, strict=True):
+        best = sorted(range(1, 13), key=lambda i: -row[i])[: count - 1]
+        assert chosen.tolist() == [0, *sorted(best)]
+    (on_ort,) = taps(graph, list(graph.outputs))(feed)
+    np.testing.assert_allclose(on_ort, interpret(graph, feed)["y"], rtol=1e-3, atol=1e-5)
+
+
+def test_a_prior_follows_its_tokens_through_nested_cuts():
+    model = Model(Shape(head="dense"))
+    graph = compressed(model.graph(), Choice("eliminate", (4, 3, 0), "prior"))
+    first, second = graph.nodes(ops.TopTokens)
+    prior = np.random.default_rng(5).permutation(26).reshape(2, 13).astype(np.float32)
+    kept, again = taps(graph, [first.results[0], second.results[0]])({**model.feed(), "token_prior": prior})
+    for row, one, two in zip(prior, kept, again, strict=True):
+        best = sorted(range(1, 13), key=lambda i: -row[i])[:5]
+        assert one[two].tolist() == [0, *sorted(best)]
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_random_encoders(data):
