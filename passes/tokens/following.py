@@ -264,10 +264,11 @@ class Following:
         return self._made[key]
 
     def mask_of(self, attention: Node) -> Value | None:
-        """The mask that a rebuilt attention has, [B, 1, 1, M] or [B, H, M, M]."""
+        """The mask that an attention has by now, [B or 1, 1, 1, M]."""
         made = self.now(attention.result).node
         assert made is not None
-        return made.operands[3] if len(made.operands) > 3 else None
+        mask = made.operands[3] if len(made.operands) > 3 else None
+        return None if mask is None else self._key_mask(mask, attention)
 
     def _attach(self, value: Value) -> Value:
         before, loc = self._here

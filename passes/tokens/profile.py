@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from planish.ir import ops
-from planish.ir.graph import Graph, Value
+from planish.ir.graph import Graph
 from planish.passes.base import Context, FeedSource
 from planish.passes.judging import tapped
 from planish.passes.tokens.encoder import Encoder, find_encoder
+from planish.passes.tokens.masks import key_mask
 from planish.passes.tokens.schedule import FEWEST
 from planish.passes.tokens.signals import received_score
 
@@ -46,18 +47,14 @@ def profile(graph: Graph, feeds: FeedSource, context: Context) -> Profile:
         assert q is not None
         assert k is not None
         mask = rest[1] if len(rest) > 1 else None
-        score = received_score(q, k, op.scale, _of_keys(mask))
+        shown = None if mask is None else key_mask(mask, block.attention)
+        score = received_score(q, k, op.scale, shown)
         copy.attach(score, block.attention.next, block.attention.loc)
         scores.append(score)
     run = tapped(context, copy, scores)
     effective = [[_effective(array) for array in run(feed)] for feed in feeds]
     measured = np.mean(np.array([[np.mean(row) for row in one] for one in effective]), axis=0) / encoder.tokens
     return Profile(tuple(measured.tolist()), tuple(_fitted(measured).tolist()))
-
-
-def _of_keys(mask: Value | None) -> Value | None:
-    """The mask, if it is one number for each key."""
-    return mask if mask is not None and (1, 1, *mask.tensor.dims)[-2] == 1 else None
 
 
 def _effective(score: np.ndarray) -> np.ndarray:
