@@ -32,7 +32,8 @@ EXACT = (
 def test_every_op_of_codes_is_lowered_and_tested_here():
     modules = ("int_", "quantize")
     integer = {kind for kind in OPS.values() if kind.__module__.rpartition(".")[2].startswith(modules)}
-    assert integer - set(EXACT) == {ops.IntLinearDequantize}  # real results: to a tolerance, below
+    elsewhere = {ops.IntMatchTokens, ops.IntMergeTokens}  # test_token_ops.py: they have several results
+    assert integer - set(EXACT) - elsewhere == {ops.IntLinearDequantize}  # real results: to a tolerance, below
     assert all(kind in LOWERINGS for kind in integer)
 
 
