@@ -44,6 +44,7 @@ class Following:
         self.graph, self.encoder, self.cuts, self.restores = graph, encoder, cuts, restores
         self.proportional = proportional
         self.held: dict[Value, tuple[Value, Steps]] = {encoder.start: (encoder.start, ())}
+        self._ended: set[Steps] = set()  # sets of tokens that the stream has left again
         self._here: tuple[Node | None, Loc] = (None, Loc())
         self._made: dict[tuple[object, ...], Value] = {}
 
@@ -69,6 +70,7 @@ class Following:
 
     def _act(self, value: Value) -> None:
         if value in self.restores and self.steps(value):
+            self._ended.add(self.steps(value))
             self.held[value] = (self._restored(value), ())
         if value in self.cuts:
             step, rows = self.cuts[value](self)
@@ -175,7 +177,7 @@ class Following:
         here, mine = self.held[value]
         if mine == steps:
             return here
-        if steps[: len(mine)] != mine or self.encoder.places[value] != Place(1):
+        if steps[: len(mine)] != mine or steps in self._ended or self.encoder.places[value] != Place(1):
             raise Refusal("T2", "it joins values of different sets of tokens", node)
         key = ("carried", value, steps)
         if key not in self._made:

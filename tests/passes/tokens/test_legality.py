@@ -170,6 +170,18 @@ def test_a_mask_that_says_nothing_is_no_mask():
     np.testing.assert_allclose(interpret(small, feed)["y"], model.run(feed, "merge", (4, 0, 0)), rtol=1e-3, atol=2e-5)
 
 
+def after_last_start(graph: Graph, skip: Value) -> Graph:
+    """A value added to what the last norm before an attention reads, behind where a stage gives all tokens back."""
+    norm = find_encoder(graph).blocks[-1].attention.inputs[0]
+    while not isinstance(norm.op, ops.LayerNorm):
+        norm = norm.node.inputs[0]
+    read = norm.node.inputs[0]
+    made = ops.Add()(read, skip)
+    graph.attach(made, norm.node, Loc(("skip",)))
+    graph.set_operand(norm.node, 0, made)
+    return graph
+
+
 def before_last_block(graph: Graph, make) -> Graph:  # type: ignore[no-untyped-def]
     """The stream that enters the last block replaced by what `make` makes of it."""
     start = find_encoder(graph).blocks[-1].start
@@ -243,6 +255,14 @@ def test_a_long_skip_takes_the_tokens_that_are_left():
         small = compressed(graph, Choice(method, (3, 0, 0)))
         (found,) = taps(small, list(small.outputs))(feed)
         np.testing.assert_allclose(found, interpret(small, feed)["y"], rtol=1e-3, atol=2e-5)
+
+
+def test_a_skip_out_of_a_routed_segment_is_refused():
+    """All tokens are back where it joins, and it has only some."""
+    graph = Model(Shape(head="dense")).graph()
+    after_last_start(graph, find_encoder(graph).blocks[1].cut)
+    compressed(graph, Choice("route", (0, 4, 0)))  # one segment to the end: both have the same tokens
+    assert refused(graph, Choice("route", (0, 4, 4))).startswith("T2")
 
 
 def test_hidden_states_that_are_outputs_get_all_tokens_back():
