@@ -84,9 +84,7 @@ def preferred_opset(op: Op, spellings: Spellings) -> int:
         ops.HardSwish: ("standard", 14),
     }
     if isinstance(op, _TOKENS):
-        return (
-            13  # as of 11 there are TopK and ScatterElements, as of 12 GatherND of batches; 13 is what ORT knows best
-        )
+        return 13  # as of 11 there are TopK and ScatterElements, as of 12 GatherND of batches
     if isinstance(op, _LIFTED):
         return 14  # first in which Add takes bytes and words
     choice, version = choices.get(type(op), ("", BASE_OPSET))

@@ -64,7 +64,7 @@ def _choice(e: Emitter, node: Node, units: onnx.Value) -> Lowered:
     others = i64(e, [[i] for i in range(tokens) if i < even or (i - even) % 2])
     every = e.op("Unsqueeze", others, e.ints((0,)))
     if type_.dims[0] != 1:
-        every = e.op("Add", e.op("Mul", e.op("Slice", order, *map(e.ints, ((0,), (1,), (1,)))), i64(e, 0)), every)
+        every = _for_each_sample(e, order, every)
     keep = _ascending(e, e.op("Concat", stays, every, axis=1), tokens - merged)
     row = e.op("Transpose", source, perm=(0, 2, 1))
     earlier = cast(e, e.op("Less", row, target), dtypes.i64)
@@ -136,7 +136,7 @@ def _top_tokens(e: Emitter, node: Node, x: Operands) -> Lowered:
     if protected:
         prefix = i64(e, np.arange(protected)[None])
         if type_.dims[0] != 1:
-            prefix = e.op("Add", e.op("Mul", e.op("Slice", order, *map(e.ints, ((0,), (1,), (1,)))), i64(e, 0)), prefix)
+            prefix = _for_each_sample(e, order, prefix)
         keep = e.op("Concat", prefix, keep, axis=1)
     return [keep, _ascending(e, low, tokens - op.count)]
 
@@ -151,6 +151,12 @@ def _place(e: Emitter, node: Node, x: Operands) -> Lowered:
     every = e.op("Concat", keep, source, axis=1)
     places = e.op("Add", e.op("Mul", keep, i64(e, 0)), i64(e, np.arange(kept)))
     return e.op("ScatterElements", every, every, e.op("Concat", places, into, axis=1), axis=1)
+
+
+def _for_each_sample(e: Emitter, like: onnx.Value, index: onnx.Value) -> onnx.Value:
+    """Constant indices [1, K, ...] for each sample of `like` [B, ...], whose batch isn't known."""
+    first = e.op("Slice", like, *map(e.ints, ((0,), (1,), (1,))))
+    return e.op("Add", e.op("Mul", first, i64(e, 0)), index)
 
 
 def _rows(e: Emitter, x: onnx.Value | None, index: onnx.Value | None) -> onnx.Value:

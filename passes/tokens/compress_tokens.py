@@ -14,11 +14,12 @@ from planish.passes.rewrite import Changes
 from planish.passes.tokens.applying import compress, compressed, prove_order_free
 from planish.passes.tokens.encoder import Encoder, find_encoder
 from planish.passes.tokens.following import BY
+from planish.passes.tokens.masks import mask_of
 from planish.passes.tokens.methods import METHODS, Choice
 from planish.passes.tokens.profile import profile
 from planish.passes.tokens.refusal import Refusal
 from planish.passes.tokens.report import CompressReport, Point
-from planish.passes.tokens.schedule import Schedule, by_counts, removed_by, useful_blocks
+from planish.passes.tokens.schedule import Schedule, by_counts, removed_by
 from planish.passes.tokens.search import Budget, Search
 from planish.passes.tokens.signals import SIGNALS
 
@@ -123,8 +124,6 @@ class CompressTokens(Pass):
             raise CalibrationError("the latency knob needs samples", remedy="give some with --calib")
         found = profile(graph, three_sets(context).fit.feeds, context)
         removed = by_counts(found.counts(self.latency, encoder), encoder, method)
-        used = useful_blocks(encoder)
-        removed = (*removed[:used], *[0] * (len(removed) - used))
         return self._weighed(graph, context, Choice(method, removed, self.signal))
 
     def _weighed(self, graph: Graph, context: Context, choice: Choice) -> Choice:
@@ -144,4 +143,4 @@ class CompressTokens(Pass):
 
 def default_method(encoder: Encoder) -> str:
     """Elimination where padding is masked, which goes first; merging elsewhere, which lost least on every model."""
-    return "eliminate" if any(len(block.attention.operands) > 3 for block in encoder.blocks) else "merge"
+    return "eliminate" if any(mask_of(block.attention) is not None for block in encoder.blocks) else "merge"

@@ -14,7 +14,7 @@ import networkx as nx
 from planish.ir import ops
 from planish.ir.graph import Graph, Node, Value
 from planish.ir.op import Const, constant
-from planish.passes.tokens.masks import key_mask
+from planish.passes.tokens.masks import key_mask, mask_of
 from planish.passes.tokens.places import Needs, Place, Reads, place_after, token_axis_of
 from planish.passes.tokens.refusal import CONDITIONS, Refusal
 
@@ -280,7 +280,7 @@ def _other_operand(total: Value, attention: Node, found: _Tracking) -> Value | N
 
 def _check_mask(attention: Node, conditions: tuple[str, ...] = tuple(CONDITIONS)) -> None:
     """Raise Refusal for a mask that breaks one of the conditions."""
-    mask = attention.operands[3] if len(attention.operands) > 3 else None
+    mask = mask_of(attention)
     try:
         if mask is not None:
             key_mask(mask, attention)

@@ -17,7 +17,7 @@ from planish.ir.graph import Graph, Node, Value
 from planish.ir.loc import Loc
 from planish.ir.op import constant
 from planish.passes.tokens.encoder import Encoder
-from planish.passes.tokens.masks import added, key_mask
+from planish.passes.tokens.masks import added, key_mask, mask_of
 from planish.passes.tokens.places import Place, resized
 from planish.passes.tokens.refusal import Refusal
 from planish.passes.tokens.steps import Dropping, Merging, Reordering, Step
@@ -269,7 +269,7 @@ class Following:
         """The mask that an attention has by now, [B or 1, 1, 1, M]."""
         made = self.now(attention.result).node
         assert made is not None
-        mask = made.operands[3] if len(made.operands) > 3 else None
+        mask = mask_of(made)
         return None if mask is None else self._key_mask(mask, attention)
 
     def _attach(self, value: Value) -> Value:

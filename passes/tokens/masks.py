@@ -15,6 +15,11 @@ _COMPARISONS = (ops.Less, ops.LessOrEqual, ops.Greater, ops.GreaterOrEqual)
 _DEPTH = 24  # ops that a mask is looked through
 
 
+def mask_of(attention: Node) -> Value | None:
+    """The mask that an attention reads, if there is one."""
+    return attention.operands[3] if len(attention.operands) > 3 else None
+
+
 def key_mask(mask: Value, reader: Node) -> Value | None:
     """The mask [B or 1, 1, 1, N] that does what `mask` does, None if it does nothing.
 
@@ -70,11 +75,16 @@ def _by_key(mask: Value) -> Value | None:
     raise _Deeper
 
 
-def _says_nothing(value: Value) -> bool:
-    """True for a constant, perhaps expanded, that is True or 0 everywhere."""
+def _unexpanded(value: Value) -> Value:
+    """What a value is before it is expanded."""
     while value.node is not None and isinstance(value.op, ops.Expand):
         value = value.node.inputs[0]
-    data = constant(value)
+    return value
+
+
+def _says_nothing(value: Value) -> bool:
+    """True for a constant, perhaps expanded, that is True or 0 everywhere."""
+    data = constant(_unexpanded(value))
     if data is None:
         return False
     array = data.numpy()
@@ -132,9 +142,7 @@ def _single(value: Value) -> Data | None:
 
 def _number(value: Value) -> Value | None:
     """A constant whose elements are equal, as a scalar."""
-    while value.node is not None and isinstance(value.op, ops.Expand):
-        value = value.node.inputs[0]
-    data = constant(value)
+    data = constant(_unexpanded(value))
     if data is None:
         return None
     array = data.numpy()

@@ -15,7 +15,7 @@ from planish.ir.graph import Graph
 from planish.passes.base import Context, FeedSource
 from planish.passes.judging import tapped
 from planish.passes.tokens.encoder import Encoder, find_encoder
-from planish.passes.tokens.masks import key_mask
+from planish.passes.tokens.masks import key_mask, mask_of
 from planish.passes.tokens.schedule import FEWEST
 from planish.passes.tokens.signals import received_score
 
@@ -43,10 +43,8 @@ def profile(graph: Graph, feeds: FeedSource, context: Context) -> Profile:
     for block in encoder.blocks:
         op = block.attention.op
         assert isinstance(op, ops.Attention)
-        q, k, *rest = block.attention.operands
-        assert q is not None
-        assert k is not None
-        mask = rest[1] if len(rest) > 1 else None
+        q, k = block.attention.inputs[:2]
+        mask = mask_of(block.attention)
         shown = None if mask is None else key_mask(mask, block.attention)
         score = received_score(q, k, op.scale, shown)
         copy.attach(score, block.attention.next, block.attention.loc)

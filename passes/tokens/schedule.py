@@ -68,10 +68,11 @@ def staged(share: float, encoder: Encoder, method: str, stages: Sequence[float] 
 def by_counts(counts: Sequence[int], encoder: Encoder, method: str) -> tuple[int, ...]:
     """Tokens that go in each block, for how many are left behind each."""
     left, removed = encoder.tokens, []
-    for count in counts:
+    used = useful_blocks(encoder)
+    for count in counts[:used]:
         removed.append(max(left - count, 0))
         left -= removed[-1]
-    return feasible(removed, encoder, method)
+    return feasible([*removed, *[0] * (len(counts) - used)], encoder, method)
 
 
 def feasible(removed: Sequence[int], encoder: Encoder, method: str) -> tuple[int, ...]:

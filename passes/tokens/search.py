@@ -128,8 +128,7 @@ class Search:
     def _by_profile(self, method: str) -> list[Choice]:
         self.profile = self.profile or profile(self.graph, self.sets.fit.feeds, self.context)
         made = [by_counts(self.profile.counts(alpha, self.encoder), self.encoder, method) for alpha in _ALPHAS]
-        used = useful_blocks(self.encoder)
-        return [self._choice(method, (*r[:used], *[0] * (len(r) - used))) for r in dict.fromkeys(made) if any(r)]
+        return [self._choice(method, removed) for removed in dict.fromkeys(made) if any(removed)]
 
     def _by_share(self) -> list[Choice]:
         made = [staged(share, self.encoder, "route") for share in _SHARES]
@@ -196,9 +195,8 @@ class Search:
         """From a few schedules that are measured on the target. Raises Refusal where the method isn't legal."""
         used, encoder = useful_blocks(self.encoder), self.encoder
         tests = [staged(share, encoder, method) for share in _TEST_SHARES]
-        for share in (0.25, 0.45) if method != "route" else ():
-            once = [0] * len(encoder.blocks)
-            once[0 if share < 0.4 else used // 2] = round(share * encoder.tokens)
+        for place, share in ((0, 0.25), (used // 2, 0.45)) if method != "route" else ():
+            once = [round(share * encoder.tokens) if block == place else 0 for block in range(len(encoder.blocks))]
             tests.append(feasible(once, encoder, method))
         choices = [self._choice(method, removed) for removed in tests if any(removed)]
         if not choices:

@@ -79,7 +79,7 @@ class Fusing(Step):
         raise Refusal("T3", "the fused token has no single position, nor one mask")
 
     def back(self, rows: Value) -> Value:
-        last = ops.Add()(ops.Mul()(self.rest, _number(0)), _number(self.count - 1))
+        last = _for_each_sample(self.rest, np.asarray(self.count - 1))
         restored: Value = ops.TakeTokens()(rows, ops.PlaceTokens()(self.keep, self.rest, last))
         return restored
 
@@ -164,11 +164,13 @@ def _scattered(kept: Value, left: Value, keep: Value, rest: Value) -> Value:
     count = rest.tensor.dims[1]
     assert isinstance(first, int)
     assert isinstance(count, int)
-    places = ops.Add()(ops.Mul()(rest, _number(0)), np.arange(first, first + count, dtype=np.int64))
+    places = _for_each_sample(rest, np.arange(first, first + count))
     place = ops.PlaceTokens()(keep, rest, places)
     restored: Value = ops.TakeTokens()(ops.Concat(1)(kept, left), place)
     return restored
 
 
-def _number(number: int) -> np.ndarray:
-    return np.asarray(number, np.int64)
+def _for_each_sample(like: Value, index: np.ndarray) -> Value:
+    """Constant indices, broadcast to the shape of `like`, i64[B, R], whose batch may be symbolic."""
+    repeated: Value = ops.Add()(ops.Mul()(like, np.asarray(0, np.int64)), index.astype(np.int64))
+    return repeated
