@@ -208,6 +208,7 @@ def _constant(node: Node) -> Iterator[Finding]:
     type_ = node.op.data.type
     if array.shape != type_.shape or not type_.dtype.holds(array):
         yield Finding("T3", f"an array of {array.dtype}{list(array.shape)} doesn't fit {type_}", node)
-    elif type_.quant is not None and type_.quant.codebook in CODEBOOKS:
-        if fault := CODEBOOKS[type_.quant.codebook].fault(array, type_.quant.axis):
+    elif type_.quant is not None and (book := CODEBOOKS.get(type_.quant.codebook)) is not None:
+        fault = book.fault(array, type_.quant.axis)
+        if fault:
             yield Finding("T5", fault, node)

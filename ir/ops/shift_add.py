@@ -1,7 +1,7 @@
 """Products of real numbers by weights that are codes of a codebook: shifts and additions, and one scale per channel.
 
-The integer forms are `IntLinear` and `IntConv` themselves: their weights are codes already, and a codebook in the type of
-the weights says how few bits and signed digits these need.
+The integer forms are `IntLinear` and `IntConv` themselves: their weights are codes already, and a codebook in the type
+of the weights says how few bits and signed digits these need.
 """
 
 from __future__ import annotations
