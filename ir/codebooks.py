@@ -1,8 +1,8 @@
 """Codebooks: the integers that weights may be, so that a product with one is a few shifts and additions.
 
 A codebook is named in the quantization of a tensor of dtype i8 (`Quant.codebook`). It says which codes occur, in how
-many bits they can be stored, and of how many signed powers of two each one is the sum. It changes no result: the product
-of codes is that of any other 8-bit codes, so that every backend computes it as it always does.
+many bits they can be stored, and of how many signed powers of two each one is the sum. It changes no result: the
+product of codes is that of any other 8-bit codes, so that every backend computes it as it always does.
 
 Sources: APoT (Li et al. 2020, arXiv 1909.13144), section 2; DeepShift (arXiv 1905.13298) for one power of two;
 binary-coded weights as in ShiftAddLLM (arXiv 2406.05981), section 4.1; canonical signed digits: Avizienis 1961.
