@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from planish.passes.norms.unify_report import UnifyReport
+from planish.passes.shiftadd.report import ShiftAddReport
 from planish.passes.tokens.report import CompressReport
-from planish.tools import token_screen
+from planish.tools import codebook_screen, token_screen
 from planish.tools.accuracy_control import Controlled, table_rows
 from planish.tools.compiling import Outcome, agreement
 from planish.tools.measure import Measurements
@@ -59,6 +60,8 @@ def render(outcome: Outcome, *, times: bool = False) -> Group:
             parts += [_norm_table(report), _curve_table(report)]
         elif isinstance(report, CompressReport):
             parts += token_screen.tables(report)
+        elif isinstance(report, ShiftAddReport):
+            parts += codebook_screen.tables(report)
     parts.append(_summary(outcome))
     return Group(*parts)
 
@@ -203,6 +206,8 @@ def _summary(outcome: Outcome) -> Panel:
     for report in outcome.context.reports:
         if isinstance(report, CompressReport):
             grid.add_row("tokens", token_screen.summary(report))
+        elif isinstance(report, ShiftAddReport):
+            grid.add_row("weights", codebook_screen.summary(report))
     grid.add_row("agreement", _agreement(outcome.verification, outcome.unverified))
     if outcome.measurements is not None:
         grid.add_row("speed", speed_line(outcome.measurements))
@@ -254,6 +259,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "unverified": outcome.unverified,
         "norms": [r.to_dict() for r in outcome.context.reports if isinstance(r, UnifyReport)],
         "tokens": [r.to_dict() for r in outcome.context.reports if isinstance(r, CompressReport)],
+        "codebooks": [r.to_dict() for r in outcome.context.reports if isinstance(r, ShiftAddReport)],
         "tokens_refused": [asdict(refused) for refused in token_screen.refusals(outcome.context.records)],
         "accuracy": None if outcome.controlled is None else _accuracy(outcome.controlled),
         "measurements": None if outcome.measurements is None else outcome.measurements.to_dict(),

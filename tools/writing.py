@@ -13,6 +13,7 @@ from planish.backends.tvm.cpu import cpu_flags
 from planish.ir.errors import UnsupportedOp, UsageError
 from planish.ir.graph import Graph
 from planish.passes.base import Context
+from planish.passes.shiftadd import DecodeWeights
 from planish.tools.buckets import batch_of, variants_of
 from planish.tools.measure import cpu_name
 from planish.tools.sessions import MODEL_FILE
@@ -58,8 +59,10 @@ def write_for(
         raise UnsupportedOp(
             f"target {target} needs TVM: {error}", remedy='pip install "planish[tvm]", or take target ort-cpu'
         ) from error
-    isa = isa_named(target.isa)
-    variants, schedule = variants_of(graph, target.buckets, Context(target=target.name)), Schedule()
+    isa, context = isa_named(target.isa), Context(target=target.name)
+    plain, _ = graph.clone()
+    DecodeWeights().run(plain, context)
+    variants, schedule = variants_of(plain, target.buckets, context), Schedule()
     if target.tune:
         if not isa.features <= cpu_flags():
             raise UsageError(f"can't measure {isa.name} on this CPU", remedy="leave out --tune, or --isa")
