@@ -24,6 +24,7 @@ from planish.backends.onnx import (
     lower_shape,
     lower_tokens,
     stream,
+    without_multiply,
 )
 from planish.backends.onnx.carry import carry, inner_names
 from planish.backends.onnx.dialect import ORT_CPU, Dialect, Spellings
@@ -111,7 +112,8 @@ def write(
 def _build(graph: Graph, choice: OpsetChoice, spellings: Spellings) -> onnx.Model:
     interface = Interface(graph)
     names = Names(interface.names | set(inner_names(graph)))
-    e = Emitter(Dialect(choice.opset, spellings), names, LOWERINGS)
+    lowerings = LOWERINGS if spellings.multiply else without_multiply.LOWERINGS
+    e = Emitter(Dialect(choice.opset, spellings), names, lowerings)
     inputs = [interface.value(value.hint, value) for value in graph.inputs]
     e.values.update(zip(graph.inputs, inputs, strict=True))
     wishes = interface.output_wishes
