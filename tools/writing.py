@@ -15,6 +15,7 @@ from planish.ir.graph import Graph
 from planish.passes.base import Context
 from planish.tools.buckets import batch_of, variants_of
 from planish.tools.measure import cpu_name
+from planish.tools.no_multiply import certified
 from planish.tools.sessions import MODEL_FILE
 
 
@@ -48,7 +49,10 @@ def write_for(
     """
     if not target.compiled:
         model = write(graph, folder / MODEL_FILE, opset=opset, spellings=target.spellings)
-        return Written(folder / MODEL_FILE, tuple(model.files), model.ops, model.opset, model.opset_reason)
+        note = model.opset_reason
+        if not target.spellings.multiply:
+            note += f"; {certified(folder / MODEL_FILE).summary}"
+        return Written(folder / MODEL_FILE, tuple(model.files), model.ops, model.opset, note)
     try:
         from planish.backends.tvm.isa import isa_named
         from planish.backends.tvm.library import write_library
