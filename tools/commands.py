@@ -52,7 +52,8 @@ def inspect(
         bool, typer.Option("--no-boundary", help="... not even inputs and outputs that are codes inside.")
     ] = False,
     no_multiply: Annotated[
-        bool, typer.Option("--no-multiply", help="Prove op by op that nothing is multiplied; exit 4 if something may be.")
+        bool,
+        typer.Option("--no-multiply", help="Prove op by op that nothing is multiplied; exit 4 if something may be."),
     ] = False,
     energy: Annotated[
         bool, typer.Option("--energy", help="Show the energy of one inference by layer, under a model of 45 nm chips.")
@@ -114,6 +115,11 @@ def inspect(
         graph = optimize(load(model, shapes=shapes), resolve_pipeline(after)) if after else load(model, shapes=shapes)
         if ir:
             print(print_graph(graph, locs=True))
+            return
+        if energy:
+            from planish.tools.energy_screen import print_energy
+
+            print_energy(graph, as_json)
             return
         _print_summary(model, graph, as_json)
 

@@ -63,7 +63,7 @@ def inspect_integers(path: Path) -> Inspection:
 
 
 def read_inferred(path: Path) -> onnx.ModelProto:
-    """The model with the types that ONNX infers, without data kept beside it. Raises FrontendError if it can't be read."""
+    """The model with the types that ONNX infers, without data kept beside it. Raises FrontendError if that fails."""
     try:
         with tempfile.TemporaryDirectory(prefix="planish-") as folder:
             inferred = Path(folder) / "inferred.onnx"

@@ -14,9 +14,7 @@ from planish.tools.bars import has
 from planish.tools.buckets import parse_buckets
 
 
-def chosen_target(
-    name: str, isa: str | None, tune: str | None, buckets: list[str], *, multiply: bool = True
-) -> Target:
+def chosen_target(name: str, isa: str | None, tune: str | None, buckets: list[str], *, multiply: bool = True) -> Target:
     """The target of that name, for that instruction set and those sizes, with its tilings measured for so long.
 
     multiply: False writes integer graphs without multiplications.

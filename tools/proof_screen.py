@@ -63,12 +63,14 @@ def _print_verdict(model: Path, verdict: str, boundary: Sequence[str], offenders
         console.print(f"and {len(offenders) - _SHOWN} more; --json lists all")
 
 
-def _refuse(
-    model: Path, verdict: str, boundary: Sequence[str], offenders: Sequence[Offender], recipe: str
-) -> None:
+def _refuse(model: Path, verdict: str, boundary: Sequence[str], offenders: Sequence[Offender], recipe: str) -> None:
     """Raise UnsupportedOp if there are offenders, or a border where none is wanted."""
-    if offenders or boundary:
-        state = f"is {verdict}" if verdict != "multiplies" else verdict
-        text = f"{state}: {len(offenders)} offenders" if offenders else f"is float at its border: {len(boundary)} offenders"
-        remedy = f"planish optimize --recipe {recipe}, and look at what it skipped"
-        raise UnsupportedOp(f"{model.name} {text}", remedy=remedy)
+    if offenders:
+        text = verdict if verdict == "multiplies" else f"is {verdict}"
+        count = len(offenders)
+    elif boundary:
+        text, count = "is float at its border", len(boundary)
+    else:
+        return
+    remedy = f"planish optimize --recipe {recipe}, and look at what it skipped"
+    raise UnsupportedOp(f"{model.name} {text}: {count} offenders", remedy=remedy)

@@ -106,5 +106,9 @@ def _dtype(number: int) -> np.dtype[np.generic] | None:
 
 def _within(values: frozenset[int], dtype: np.dtype[np.generic]) -> frozenset[int] | None:
     """The values if none of them wraps around in `dtype`."""
-    low, high = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    if dtype.kind == "b":
+        low, high = 0, 1
+    else:
+        info = np.iinfo(dtype.str)
+        low, high = int(info.min), int(info.max)
     return values if all(low <= value <= high for value in values) else None

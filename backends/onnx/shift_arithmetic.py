@@ -22,11 +22,13 @@ def word(e: Emitter, number: object, dtype: DType = dtypes.u64) -> onnx.Value:
     return e.constant(np.asarray(number, dtype.storage), "word")
 
 
-def left(e: Emitter, x: onnx.Value, by: object, dtype: DType = dtypes.u64) -> onnx.Value:
+def left(e: Emitter, x: onnx.Value, by: int | np.ndarray, dtype: DType = dtypes.u64) -> onnx.Value:
     """x << by, for words of `dtype`. ONNX Runtime adds twice as fast as it shifts, so that doubling is an addition."""
     if not np.any(by):
         return x
-    return e.op("Add", x, x) if np.ndim(by) == 0 and by == 1 else e.op("BitShift", x, word(e, by, dtype), direction="LEFT")
+    if isinstance(by, int) and by == 1:
+        return e.op("Add", x, x)
+    return e.op("BitShift", x, word(e, by, dtype), direction="LEFT")
 
 
 def right(e: Emitter, x: onnx.Value, by: int, dtype: DType = dtypes.u64) -> onnx.Value:
@@ -46,7 +48,7 @@ def times(e: Emitter, x: onnx.Value, factor: np.ndarray) -> onnx.Value:
             part = x
             if not present.all():
                 part = e.op("Min", part, word(e, np.where(present, ~np.uint64(0), np.uint64(0))))
-            part = left(e, part, shifts.reshape(()) if shifts.size == 1 else shifts)
+            part = left(e, part, int(shifts.item()) if shifts.size == 1 else shifts)
             if total is None and step == "Add":
                 total = part
             else:

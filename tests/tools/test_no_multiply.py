@@ -1,4 +1,4 @@
-"""The checker certifies what can't multiply and nothing else; the bundled models have such a form, with equal integers."""
+"""The checker certifies what can't multiply and nothing else; the bundled models have such a form."""
 
 from __future__ import annotations
 
@@ -242,5 +242,7 @@ def test_optimize_names_what_has_no_such_form(tmp_path):
     assert result.exit_code == 4
     assert "has no form without multiplications" in result.output
     assert not (tmp_path / "out").exists()
-    result = CliRunner().invoke(app, ["optimize", model, "-o", str(tmp_path / "x"), "--no-multiply", "--target", "tvm-cpu"])
+    result = CliRunner().invoke(
+        app, ["optimize", model, "-o", str(tmp_path / "x"), "--no-multiply", "--target", "tvm-cpu"]
+    )
     assert result.exit_code == 2
