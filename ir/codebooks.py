@@ -28,8 +28,8 @@ class Codebook:
     """Codes that weights may have.
 
     bits: of a stored code. magnitudes: absolute values of the codes, ascending, 0 among them; every sign of them occurs
-    but for -0. Empty for a binary-coded book, in which each group of `GROUP` rows of a column has levels of its own,
-    all sums of +-a with `bits` integers a >= 0, which are stored with the group in 8 bits each.
+    but for -0. Empty for a binary-coded book, in which each group of `GROUP` rows of a column has 2**(bits - 1)
+    magnitudes of its own, those of all sums of +-a with `bits` integers a; they are stored in a byte each.
     summary: for people who choose one.
     """
 
@@ -65,8 +65,8 @@ class Codebook:
         for group in groups(codes, 0 if axis is None else axis):
             ordered = np.sort(np.abs(group.astype(np.int64)), axis=1)
             levels = 1 + np.max(np.sum(np.diff(ordered, axis=1) > 0, axis=1), initial=0)
-            if levels > 1 << (self.bits - 1):
-                return f"a group has {levels} different magnitudes; {self.name} has {1 << (self.bits - 1)}"
+            if levels > self.levels:
+                return f"a group has {levels} different magnitudes; {self.name} has {self.levels}"
         return ""
 
     def stored_bits(self, shape: tuple[int, ...], axis: int | None) -> int:
@@ -75,7 +75,12 @@ class Codebook:
         if not self.is_binary_coded:
             return count * self.bits
         channels = 1 if axis is None else shape[axis]
-        return count * self.bits + channels * -(-count // channels // GROUP) * self.bits * 8
+        return count * self.bits + channels * -(-count // channels // GROUP) * self.levels * 8
+
+    @property
+    def levels(self) -> int:
+        """Magnitudes of a group of a binary-coded book."""
+        return 1 << (self.bits - 1)
 
 
 def groups(codes: np.ndarray, axis: int) -> Iterator[np.ndarray]:

@@ -22,7 +22,9 @@ from planish.backends.onnx import (
     lower_pool,
     lower_reduce,
     lower_shape,
+    lower_shift_add,
     lower_tokens,
+    packed_codes,
     stream,
     without_multiply,
 )
@@ -47,6 +49,7 @@ LOWERINGS: dict[type, Lowering] = {
     **lower_reduce.LOWERINGS,
     **lower_norm.LOWERINGS,
     **lower_linalg.LOWERINGS,
+    **lower_shift_add.LOWERINGS,
     **lower_pool.LOWERINGS,
     **lower_attention.LOWERINGS,
     **lower_shape.LOWERINGS,
@@ -112,8 +115,11 @@ def write(
 def _build(graph: Graph, choice: OpsetChoice, spellings: Spellings) -> onnx.Model:
     interface = Interface(graph)
     names = Names(interface.names | set(inner_names(graph)))
-    lowerings = LOWERINGS if spellings.multiply else without_multiply.LOWERINGS
-    e = Emitter(Dialect(choice.opset, spellings), names, lowerings)
+    dialect = Dialect(choice.opset, spellings)
+    if spellings.multiply:
+        e = Emitter(dialect, names, LOWERINGS, packed_codes.unpacked)
+    else:
+        e = Emitter(dialect, names, without_multiply.LOWERINGS)
     inputs = [interface.value(value.hint, value) for value in graph.inputs]
     e.values.update(zip(graph.inputs, inputs, strict=True))
     wishes = interface.output_wishes

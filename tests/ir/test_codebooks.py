@@ -50,7 +50,9 @@ def test_binary_coded_groups_have_levels_of_their_own():
     alphas = rng.integers(1, 60, (2, 3, 4))
     codes = (signs * np.repeat(alphas, GROUP, axis=1)[:, : 2 * GROUP + 3]).sum(axis=0).astype(np.int8)
     assert book.fault(codes, 1) == ""
-    assert book.stored_bits(codes.shape, 1) == 2 * codes.size + 4 * 3 * 2 * 8
+    assert (
+        book.stored_bits(codes.shape, 1) == 2 * codes.size + 4 * 3 * 2 * 8
+    )  # two magnitudes for each of three groups of four columns
     codes[:3, 0] = 1, 2, 3
     assert "different magnitudes" in book.fault(codes, 1)
 
