@@ -192,6 +192,14 @@ def optimize(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail (exit 4) if recipe integer has to leave something in float.")
     ] = False,
+    no_multiply: Annotated[
+        bool,
+        typer.Option(
+            "--no-multiply",
+            help="Write an integer model in shifts, additions, comparisons and look-ups only, and prove it: the same"
+            " integers, slower. Exit 4 if something has no such form.",
+        ),
+    ] = False,
     verify: Annotated[bool, typer.Option(help="Compare the artifact with the original.")] = True,
     bench: Annotated[bool, typer.Option(help="Time the artifact against the original.")] = True,
     threads: Annotated[int, typer.Option(help="Threads while timing; 0 takes all cores.")] = 1,
@@ -252,7 +260,7 @@ def optimize(
             "source": model,
             "out": output,
             "pipeline": pipeline,
-            "target": job_options.chosen_target(target, isa, tune, buckets or []),
+            "target": job_options.chosen_target(target, isa, tune, buckets or [], multiply=not no_multiply),
             "shapes": {**shapes, **_shapes(model, shape)},
             "calib": calib,
             "calib_cache": calib_cache,

@@ -16,6 +16,7 @@ from planish.passes.base import Context
 from planish.passes.shiftadd import DecodeWeights
 from planish.tools.buckets import batch_of, variants_of
 from planish.tools.measure import cpu_name
+from planish.tools.no_multiply import certified
 from planish.tools.sessions import MODEL_FILE
 
 
@@ -49,7 +50,10 @@ def write_for(
     """
     if not target.compiled:
         model = write(graph, folder / MODEL_FILE, opset=opset, spellings=target.spellings)
-        return Written(folder / MODEL_FILE, tuple(model.files), model.ops, model.opset, model.opset_reason)
+        note = model.opset_reason
+        if not target.spellings.multiply:
+            note += f"; {certified(folder / MODEL_FILE).summary}"
+        return Written(folder / MODEL_FILE, tuple(model.files), model.ops, model.opset, note)
     try:
         from planish.backends.tvm.isa import isa_named
         from planish.backends.tvm.library import write_library
