@@ -185,8 +185,8 @@ def compare(
     """Compare what two models compute. Exit code 5 if they differ by more than the tolerance."""
     with reported(debug):
         from planish.ir.errors import MismatchError
+        from planish.tools.agreement import agreement
         from planish.tools.comparing import compare_files, comparison_table
-        from planish.tools.compiling import agreement
 
         verification, note = compare_files(_file(original), _file(candidate), calib, tolerance, seed)
         if as_json:

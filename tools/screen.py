@@ -17,7 +17,8 @@ from planish.passes.shiftadd.report import ShiftAddReport
 from planish.passes.tokens.report import CompressReport
 from planish.tools import codebook_screen, token_screen
 from planish.tools.accuracy_control import Controlled, table_rows
-from planish.tools.compiling import Outcome, agreement
+from planish.tools.agreement import agreement
+from planish.tools.compiling import Outcome
 from planish.tools.measure import Measurements
 from planish.tools.recovery.recover import Recovery
 from planish.tools.token_screen import error_cells

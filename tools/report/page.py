@@ -10,7 +10,8 @@ from planish.passes.norms.unify_report import UnifyReport
 from planish.passes.shiftadd.report import ShiftAddReport
 from planish.passes.tokens.report import CompressReport, Point
 from planish.tools import codebook_screen, token_screen
-from planish.tools.compiling import Outcome, agreement
+from planish.tools.agreement import agreement
+from planish.tools.compiling import Outcome
 from planish.tools.recovery.recover import Recovery
 from planish.tools.report.codebook_curve import bits_curve, layer_picture
 from planish.tools.report.curve import error_curve, training_curve

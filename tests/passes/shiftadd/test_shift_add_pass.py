@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rewriting import assert_same_text, read
 
-from planish.ir import ops
-from planish.ir.codebooks import CODEBOOKS, digits
+from planish.ir import ops, signed_digits
+from planish.ir.codebooks import CODEBOOKS
 from planish.ir.data import Data
 from planish.ir.errors import CalibrationError, GateError, RewriteError, UsageError
 from planish.ir.graph import Graph
@@ -140,7 +140,7 @@ def test_the_function_stays_about_the_same(codebook, floor_db):
     for node in graph.nodes(ops.ShiftLinear):
         data = constant(node.operands[1])
         assert CODEBOOKS[codebook].fault(data.numpy(), 1) == ""
-        assert np.max(digits(data.numpy())) <= CODEBOOKS[codebook].terms
+        assert np.max(signed_digits.count(data.numpy())) <= CODEBOOKS[codebook].terms
     assert {layer.codebook for layer in report.layers} == {codebook}
 
 
