@@ -182,6 +182,14 @@ def optimize(
             show_default=False,
         ),
     ] = None,
+    compare_forms: Annotated[
+        bool,
+        typer.Option(
+            "--compare-forms",
+            help="Also make the model in float32, 8 bits, 4 bits (MatMulNBits) and codebooks, and put a table of bits,"
+            " bytes, accuracy, speed on both runtimes and energy into the report. Takes minutes.",
+        ),
+    ] = False,
     profile: Annotated[
         str | None,
         typer.Option(
@@ -269,6 +277,7 @@ def optimize(
             "max_nmse": max_nmse,
             "recover": None if recover is None else job_options.seconds(recover),
             "verify_with": verify_with,
+            "compare_forms": compare_forms,
             "verify": verify,
             "bench": bench or min_speedup is not None,
             "threads": threads,

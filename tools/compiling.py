@@ -24,6 +24,7 @@ from planish.passes.integer import Integerize
 from planish.passes.observers import VerifyEach
 from planish.passes.pipelines import RECIPES, parse_pipeline, recipe
 from planish.passes.rewrite import Fuel
+from planish.passes.shiftadd import ShiftAdd
 from planish.passes.tokens import CompressTokens
 from planish.tools import manifest as manifests
 from planish.tools.accuracy_control import Controlled, control, metric_named
@@ -56,6 +57,7 @@ class Job:
     max_nmse: error of the outputs over their variance that replaced norms or fewer tokens may cause, None for the
       pass's own bar.
     recover: seconds to train the layers that took norms in for, against the original; None doesn't.
+    compare_forms: also make the model in other number formats, and put a table of all of them into the report.
     verify: compare artifact and original; bench: time both. threads: of ONNX Runtime while timing.
     min_speedup: fail (exit code 6) if the artifact isn't that many times faster.
     """
@@ -72,6 +74,7 @@ class Job:
     max_drop: float | None = None
     max_nmse: float | None = None
     recover: float | None = None
+    compare_forms: bool = False
     verify: bool = True
     bench: bool = True
     threads: int = 1
@@ -218,6 +221,8 @@ class _Run:
                 controlled=controlled,
             )
             outcome = self._checked(outcome, folder, graph, inputs)
+            if job.compare_forms:
+                self.context.reports.append(self._forms(outcome, inputs))
             with self._stage("manifest"):
                 manifests.write_manifest(folder, describe(outcome, folder, graph))
                 if outcome.measurements is not None:
@@ -253,7 +258,8 @@ class _Run:
             return job
         if job.verify_with is not None:
             context.evaluation = self._samples(job.verify_with, inputs)
-        if job.max_drop is not None or job.metric is not None:
+        labelled = getattr(context.evaluation or context.calibration, "labels", None) is not None
+        if job.max_drop is not None or job.metric is not None or (labelled and has(pipeline, ShiftAdd)):
             context.metric = metric_named(job.metric)
         if job.recover is not None:
             context.recover = recovering(job.recover, job.seed, self.progress.stage, self.progress.advance)
@@ -344,6 +350,22 @@ class _Run:
                     remedy="try another recipe, or lower the bar",
                 )
         return replace(outcome, verification=verification, measurements=measurements, unverified=reason)
+
+    def _forms(self, outcome: Outcome, inputs: Mapping[str, InputSpec]) -> object:
+        """The model in several number formats."""
+        from planish.tools.forms import compare_forms  # it optimizes by what this module defines
+
+        job, data = self.job, outcome.data
+        if data is None:
+            raise UsageError("--compare-forms needs data", remedy="give some with --calib")
+        evaluation = self._samples(job.verify_with or job.calib or "", inputs)
+        asked = next((step for step in job.pipeline.leaves() if isinstance(step, ShiftAdd)), None)
+        with self._stage("compare forms"):
+            sample = single_sample(next(iter(data)), inputs)
+            return compare_forms(
+                job.source, asked, data, evaluation, sample,
+                threads=job.threads, seed=job.seed, on_stage=self.progress.stage,
+            )  # fmt: skip
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:

@@ -38,8 +38,10 @@ Stage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class OnRuntime:
-    """A form on a runtime. bytes: of the model's files. accuracy: top-1, None without labels. speed: times as fast as the
-    original on ONNX Runtime, at batch 1.
+    """A form on a runtime.
+
+    bytes: of the model's files. accuracy: top-1, None without labels. speed: times as fast as the original on ONNX
+    Runtime, at batch 1.
     """
 
     bytes: int

@@ -9,9 +9,10 @@ from typing import Any
 from planish.passes.norms.unify_report import UnifyReport
 from planish.passes.shiftadd.report import ShiftAddReport
 from planish.passes.tokens.report import CompressReport, Point
-from planish.tools import codebook_screen, token_screen
+from planish.tools import codebook_screen, forms_screen, token_screen
 from planish.tools.agreement import agreement
 from planish.tools.compiling import Outcome
+from planish.tools.forms import FormsReport
 from planish.tools.recovery.recover import Recovery
 from planish.tools.report.codebook_curve import bits_curve, layer_picture
 from planish.tools.report.curve import error_curve, training_curve
@@ -37,6 +38,7 @@ def write_report(folder: Path, outcome: Outcome) -> None:
         unified=[_norms(report) for report in outcome.context.reports if isinstance(report, UnifyReport)],
         compressed=[_tokens(report) for report in outcome.context.reports if isinstance(report, CompressReport)],
         coded=[_codebooks(report) for report in outcome.context.reports if isinstance(report, ShiftAddReport)],
+        forms=[_forms(report) for report in outcome.context.reports if isinstance(report, FormsReport)],
         refused=[str(refused) for refused in token_screen.refusals(outcome.context.records)],
         ops=[(op, before[op], after[op]) for op in ops] + [("all", outcome.before.nodes, outcome.after.nodes)],
         passes=[_pass(row) for row in pass_rows(outcome)],
@@ -111,6 +113,14 @@ def _codebooks(report: ShiftAddReport) -> dict[str, Any]:
             )
             for layer in report.layers
         ],
+    }
+
+
+def _forms(report: FormsReport) -> dict[str, Any]:
+    return {
+        "columns": forms_screen.COLUMNS,
+        "rows": [(row.name, forms_screen.cells(row)) for row in report.rows],
+        "caption": forms_screen.caption(report),
     }
 
 
