@@ -38,12 +38,17 @@ def tables(report: ShiftAddReport) -> Iterator[RenderableType]:
             f"{count:,}",
             f"{sum(layer.bits * layer.elements for layer in layers) / count:.2f}",
             f"{sum(layer.digits * layer.elements for layer in layers) / count:.2f}" if name != FLOATS else "",
-            f"{min(layer.noise_db for layer in layers):.1f}" if name != FLOATS else "",
+            _lowest(layers),
             CODEBOOKS[name].summary if name in CODEBOOKS else "",
         )
     yield table
     if len(report.curve) > 1:
         yield _curve(report)
+
+
+def _lowest(layers: list[LayerFinding]) -> str:
+    found = [layer.noise_db for layer in layers if layer.noise_db is not None]
+    return f"{min(found):.1f}" if found else ""
 
 
 def by_codebook(report: ShiftAddReport) -> dict[str, list[LayerFinding]]:

@@ -261,8 +261,8 @@ class _Run:
 def _finding(layer: Layer, found: Coded | None) -> LayerFinding:
     size = layer.weights.size
     if found is None:
-        return LayerFinding(layer.name, "", size, 32.0, 0.0, math.inf)
-    noise = math.inf if found.noise == 0 else -10 * math.log10(found.noise)
+        return LayerFinding(layer.name, "", size, 32.0, 0.0, None)
+    noise = None if found.noise <= 0 else -10 * math.log10(found.noise)
     return LayerFinding(
         layer.name, found.book.name, size, found.bits / size, float(np.mean(signed_digits.count(found.codes))), noise
     )

@@ -109,7 +109,7 @@ def _codebooks(report: ShiftAddReport) -> dict[str, Any]:
                 f"{layer.elements:,}",
                 f"{layer.bits:.2f}",
                 f"{layer.digits:.2f}" if layer.codebook else "",
-                f"{layer.noise_db:.1f}" if layer.codebook else "",
+                "" if layer.noise_db is None else f"{layer.noise_db:.1f}",
             )
             for layer in report.layers
         ],
