@@ -66,7 +66,8 @@ def layer_picture(report: ShiftAddReport) -> str:
         axes.set_xlabel("layer")
         axes.set_ylabel("stored bits per weight")
         right = axes.twinx()
-        shown = [(i, layer.noise_db) for i, layer in zip(layers, report.layers, strict=True) if layer.noise_db is not None]
+        numbered = zip(layers, report.layers, strict=True)
+        shown = [(i, layer.noise_db) for i, layer in numbered if layer.noise_db is not None]
         right.plot([i for i, _ in shown], [db for _, db in shown], "o", color="#111827", ms=3.5)
         right.set_ylabel("signal to noise of results, dB")
         right.set_ylim(0, None)
