@@ -247,9 +247,18 @@ def test_real_numbers_are_scaled_at_the_border_only(tmp_path):
         build(graph, spellings=NO_MULTIPLY)
 
 
+@pytest.mark.parametrize("dtype", ["i64", "i32", "u8"])
+def test_plain_integers_by_a_constant(same, dtype):
+    x = codes(BY_NAME[dtype], 3, 5)
+    for factor in ([64], [0], [3, 255, 7, 0, 8]):
+        same(ops.Mul(), x, Data(np.array(factor, x.dtype)))
+    same(ops.Mul(), Data(np.array(100, x.dtype)), x)
+
+
 def test_what_multiplies_is_refused_by_name():
-    graph = Graph("real")
-    x = graph.add_input("x", TensorType(dtypes.f32, (2, 5)))
-    graph.add(ops.Return(("y",)), graph.add(ops.Mul(), x, x).result)
-    with pytest.raises(UnsupportedOp, match="Mul has no form without multiplications"):
-        build(graph, spellings=NO_MULTIPLY)
+    for dtype, kind in ((dtypes.f32, ops.Mul), (dtypes.i32, ops.Mul), (dtypes.f32, ops.MatMul), (dtypes.i64, ops.Div)):
+        graph = Graph("real")
+        x = graph.add_input("x", TensorType(dtype, (2, 2)))
+        graph.add(ops.Return(("y",)), graph.add(kind(), x, x).result)
+        with pytest.raises(UnsupportedOp, match=f"{kind.__name__}.* has no form without multiplications"):
+            build(graph, spellings=NO_MULTIPLY)
