@@ -55,7 +55,7 @@ class Job:
     metric: "file.py:function" that judges outputs (None: top-1); max_drop: by how much it may fall, None for no bar.
     max_nmse: error of the outputs over their variance that replaced norms or fewer tokens may cause, None for the
       pass's own bar.
-    recover: seconds to train the layers that took norms in for, against the original; None doesn't.
+    recover: seconds to train layers around what was replaced for, against the original; None doesn't.
     verify: compare artifact and original; bench: time both. threads: of ONNX Runtime while timing.
     min_speedup: fail (exit code 6) if the artifact isn't that many times faster.
     """

@@ -1,0 +1,1 @@
+"""Multiplications become shifts and additions."""
