@@ -1,4 +1,4 @@
-"""Codes of signs, and the matrix products that only add and subtract by them, as models trained with them spell both."""
+"""Codes of signs, and matrix products that only add and subtract by them, as models trained with them spell both."""
 
 from __future__ import annotations
 

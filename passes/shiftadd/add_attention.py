@@ -171,12 +171,14 @@ def _trained(student: Graph, teacher: Graph, sets: ThreeSets, context: Context) 
     changed = _after_signs(student)
     streams = zip(norms_of(student), norms_of(teacher), strict=True)
     pairs = list(
-        {mine.inputs[0]: (mine.inputs[0], other.inputs[0]) for mine, other in streams if mine.inputs[0] in changed}.values()
+        {
+            mine.inputs[0]: (mine.inputs[0], other.inputs[0]) for mine, other in streams if mine.inputs[0] in changed
+        }.values()
     )
     rank = sets.rank.feeds
     training = [*sets.fit.feeds, *(feed for i, feed in enumerate(rank) if i % _HELD_OUT_EVERY)]
-    held_out = _together(rank[::_HELD_OUT_EVERY])
-    return context.recover(student, teacher, trainable, pairs, _together(training), held_out)
+    held_out = _together(teacher, rank[::_HELD_OUT_EVERY])
+    return context.recover(student, teacher, trainable, pairs, _together(teacher, training), held_out)
 
 
 def _after_signs(graph: Graph) -> set[Value]:
@@ -188,8 +190,10 @@ def _after_signs(graph: Graph) -> set[Value]:
     return found
 
 
-def _together(feeds: Sequence[Feeds]) -> list[Feeds]:
-    """The samples of small feeds in batches of about `_ROWS`, where all inputs have their samples along axis 0."""
+def _together(graph: Graph, feeds: Sequence[Feeds]) -> list[Feeds]:
+    """The samples of small feeds in batches of about `_ROWS`, if the inputs of the graph take any number of them."""
+    if not all(value.tensor.dims and isinstance(value.tensor.dims[0], str) for value in graph.inputs):
+        return list(feeds)
     merged: list[Feeds] = []
     waiting: list[Feeds] = []
     for feed in feeds:

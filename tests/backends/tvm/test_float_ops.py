@@ -169,7 +169,14 @@ def test_every_op_has_a_kernel_or_is_a_known_gap():
     made = {*EXPRESSIONS, *REDUCTIONS, *CHOICES, ops.Split, ops.Const, ops.Return}
     assert set(OPS.values()) - made == gaps
     tested = {type(case.op) for case in (*ELEMENTWISE, *MOVEMENT, *reductions(), *rows(), *pools())}
-    products = {ops.Linear, ops.MatMul, ops.AddMatMul, ops.Conv, ops.Attention, ops.RotaryEmbedding}  # test_float_products
+    products = {
+        ops.Linear,
+        ops.MatMul,
+        ops.AddMatMul,
+        ops.Conv,
+        ops.Attention,
+        ops.RotaryEmbedding,
+    }  # test_float_products
     of_codes = {kind for kind in made if kind.__module__.rpartition(".")[2].startswith(("int_", "quantize"))}
     assert made - of_codes - {ops.Const, ops.Return} == tested | products | test_tokens.PLAIN
 

@@ -59,7 +59,9 @@ def test_sums_by_signs(isa, rows, depth, columns, dtype):
     def build(a, b):
         return ops.Requantize(0.31, 0, dtypes.i16)(ops.IntAddMatMul()(a, b))
 
-    graph, feeds = graph_of(coded(dtypes.i8, 2, 3, rows, depth, scale=1.0), coded(dtype, 2, 3, depth, columns), build=build)
+    graph, feeds = graph_of(
+        coded(dtypes.i8, 2, 3, rows, depth, scale=1.0), coded(dtype, 2, 3, depth, columns), build=build
+    )
     assert_exact(graph, feeds | {"x0": np.where(feeds["x0"] < 0, -1, 1).astype(np.int8)}, isa)
 
 

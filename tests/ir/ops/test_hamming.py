@@ -39,7 +39,8 @@ def test_zero_becomes_a_sign():
 
 
 @pytest.mark.parametrize(
-    ("left", "right"), [((4, 3), (3, 5)), ((2, 3, 4, 7), (2, 3, 7, 2)), ((1, 3, 1, 5), (2, 1, 5, 3)), ((2, 3), (4, 3, 1))]
+    ("left", "right"),
+    [((4, 3), (3, 5)), ((2, 3, 4, 7), (2, 3, 7, 2)), ((1, 3, 1, 5), (2, 1, 5, 3)), ((2, 3), (4, 3, 1))],
 )
 def test_rows_are_added_and_subtracted(left, right):
     a, b = signs(*left), RNG.normal(size=right).astype(np.float32)
