@@ -279,9 +279,10 @@ class _Parser:
             case ast.Call(func=ast.Name(id="q"), args=[inner, scale, zero], keywords=options):
                 scales, zero_value = self._value(scale), self._value(zero)
                 scales = scales if isinstance(scales, tuple) else (scales,)
-                axis = self._value(options[0].value) if options else None
-                if isinstance(zero_value, int) and isinstance(axis, int | None):
-                    quant = Quant(tuple(self._float(value, node) for value in scales), zero_value, axis)
+                named = {option.arg: self._value(option.value) for option in options}
+                axis, codebook = named.get("axis"), named.get("codebook", "")
+                if isinstance(zero_value, int) and isinstance(axis, int | None) and isinstance(codebook, str):
+                    quant = Quant(tuple(self._float(value, node) for value in scales), zero_value, axis, codebook)
                     return self._head(inner)[0], quant, None
             case ast.Call(func=ast.Name(id="sparse"), args=[inner, kind, block], keywords=[axis_]):
                 extents, axis = self._value(block), self._value(axis_.value)

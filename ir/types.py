@@ -24,11 +24,15 @@ SHAPE_DTYPES = (dtypes.i64, dtypes.i32, dtypes.boolean)  # of tensors that take 
 
 @dataclass(frozen=True, slots=True)
 class Quant:
-    """Affine quantization: real = scale * (stored - zero). One scale, or one per channel along `axis`."""
+    """Affine quantization: real = scale * (stored - zero). One scale, or one per channel along `axis`.
+
+    codebook: name of the `planish.ir.codebooks` entry that the codes of a weight are in, "" for any codes.
+    """
 
     scale: tuple[float, ...]
     zero: int = 0
     axis: int | None = None
+    codebook: str = ""
 
     @property
     def scales(self) -> np.ndarray:
@@ -41,7 +45,7 @@ class Quant:
 
     def times(self, factor: float) -> Quant:
         """The same codes for numbers that are `factor` times as large."""
-        return Quant(tuple(s * factor for s in self.scale), self.zero, self.axis)
+        return replace(self, scale=tuple(s * factor for s in self.scale))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +162,8 @@ def _head(type_: TensorType) -> str:
     if type_.quant is not None:
         scale = _scales(type_.quant)
         axis = "" if type_.quant.axis is None else f", axis={type_.quant.axis}"
-        text = f"q({text}, {scale}, {type_.quant.zero}{axis})"
+        codebook = f", codebook={type_.quant.codebook!r}" if type_.quant.codebook else ""
+        text = f"q({text}, {scale}, {type_.quant.zero}{axis}{codebook})"
     if type_.sparsity is not None:
         text = f"sparse({text}, {type_.sparsity.kind!r}, {type_.sparsity.block!r}, axis={type_.sparsity.axis})"
     return text

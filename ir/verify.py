@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from planish.ir import dtypes
+from planish.ir.codebooks import CODEBOOKS
 from planish.ir.dtypes import DType
 from planish.ir.errors import VerifyError
 from planish.ir.graph import Graph, Node, Value
@@ -195,12 +197,18 @@ def _quantized(name: str, type_: TensorType, node: Node | None) -> Iterator[Find
         yield Finding("T4", f"{name}: {type_} has no axis {quant.axis}", node)
     elif type_.shape[quant.axis] != len(quant.scale):
         yield Finding("T4", f"{name}: {len(quant.scale)} scales on axis {quant.axis} of {type_}", node)
+    if quant.codebook and (quant.codebook not in CODEBOOKS or dtype != dtypes.i8 or quant.zero):
+        yield Finding("T5", f"{name}: codes of {type_} can't be in codebook {quant.codebook!r}", node)
 
 
 def _constant(node: Node) -> Iterator[Finding]:
-    """T3, for arrays in memory: what a file holds is checked when it is loaded."""
+    """T3 and T5, for arrays in memory: what a file holds is checked when it is loaded."""
     if not isinstance(node.op, Const) or (array := node.op.data.loaded) is None:
         return
     type_ = node.op.data.type
     if array.shape != type_.shape or not type_.dtype.holds(array):
         yield Finding("T3", f"an array of {array.dtype}{list(array.shape)} doesn't fit {type_}", node)
+    elif type_.quant is not None and (book := CODEBOOKS.get(type_.quant.codebook)) is not None:
+        fault = book.fault(array, type_.quant.axis)
+        if fault:
+            yield Finding("T5", fault, node)

@@ -19,7 +19,7 @@ from planish.passes.integer import IntegerBoundary, Integerize, QuantizeProducts
 from planish.passes.norms import FoldNorms, UnifyNorms
 from planish.passes.raising import OPTIONAL, RAISING
 from planish.passes.raising.projections import MergeProjections
-from planish.passes.shiftadd.add_attention import AddAttention
+from planish.passes.shiftadd import AddAttention, ShiftAdd
 from planish.passes.tokens import CompressTokens
 
 cleanup = Pipeline(*(kind() for kind in CLEANUP))
@@ -29,7 +29,8 @@ raising = Pipeline(*(kind() for kind in RAISING))
 """Recognise what exporters spelled out: norms, activations, attention, linears."""
 
 _prepared = Pipeline(Repeat(cleanup), raising, FoldNorms(), HoistSlices(), Repeat(cleanup))
-_integer = Pipeline(*_prepared.steps, SplitProjections(), HoistSlices(), Integerize(), cleanup)
+_split = Pipeline(*_prepared.steps, SplitProjections(), HoistSlices())
+_integer = Pipeline(*_split.steps, Integerize(), cleanup)
 
 RECIPES: Mapping[str, tuple[str, Pipeline]] = {
     "clean": ("cleanup only: simpler, every op still as the exporter spelled it", Pipeline(Repeat(cleanup))),
@@ -46,6 +47,10 @@ RECIPES: Mapping[str, tuple[str, Pipeline]] = {
         Pipeline(
             *(Repeat(cleanup), raising, FoldNorms(), Repeat(cleanup)), CompressTokens(), HoistSlices(), Repeat(cleanup)
         ),
+    ),
+    "shift-add": (
+        "default, with weights as sums of few signed powers of two, in 2 to 8 bits (needs --calib)",
+        Pipeline(*_split.steps, ShiftAdd(), cleanup),
     ),
     "unify": (
         "default, then norms replaced by calibrated linear maps that the next layers take in (needs --calib)",
@@ -75,6 +80,7 @@ PASSES: tuple[type[Pass], ...] = (
     UnifyNorms,
     AddAttention,
     CompressTokens,
+    ShiftAdd,
     HoistSlices,
     SplitProjections,
     Integerize,

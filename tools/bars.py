@@ -8,10 +8,10 @@ from planish.passes.base import Context, Pass, Pipeline
 from planish.passes.integer import Integerize
 from planish.passes.judging import Judge, Samples
 from planish.passes.norms import UnifyNorms
-from planish.passes.shiftadd.add_attention import AddAttention
+from planish.passes.shiftadd import AddAttention, ShiftAdd
 from planish.passes.tokens import CompressTokens
 
-CHANGING = (UnifyNorms, AddAttention, CompressTokens)
+CHANGING = (UnifyNorms, AddAttention, CompressTokens, ShiftAdd)
 """Passes that keep within bars themselves; those that quantize are controlled from outside."""
 
 TRAINING = (UnifyNorms, AddAttention)
@@ -45,13 +45,13 @@ def with_bars(
     if not changing:
         if max_nmse is not None:
             raise UsageError(
-                "--max-nmse is for replaced norms and attention, and for compressed tokens",
-                remedy="add --recipe unify, --recipe add-attention or --recipe compress",
+                "--max-nmse is for replaced norms and attention, compressed tokens and codebooks",
+                remedy="add --recipe unify, --recipe add-attention, --recipe compress or --recipe shift-add",
             )
         if (max_drop is not None or metric is not None) and not has(pipeline, Integerize):
             raise UsageError(
                 "--metric and --max-drop are for recipes that change what a model computes",
-                remedy="add --recipe integer, --recipe unify or --recipe compress",
+                remedy="add --recipe integer, unify, compress or shift-add",
             )
         return pipeline
     options: dict[str, float] = {}

@@ -103,8 +103,8 @@ def optimize(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="file.py:function(outputs, labels) that judges recipes integer, unify and compress. Default: top-1 in"
-            " percent.",
+            help="file.py:function(outputs, labels) that judges recipes integer, unify, compress and shift-add."
+            " Default: top-1 in percent.",
             show_default=False,
         ),
     ] = None,
@@ -112,15 +112,16 @@ def optimize(
         float | None,
         typer.Option(
             help="By how much the metric may fall: recipe integer gives the worst layers more bits, then floats, else"
-            " exit 6; recipe unify replaces as many norms as that allows, recipe compress lets as many tokens go.",
+            " exit 6; recipe unify replaces as many norms as that allows, recipe compress lets as many tokens go,"
+            " recipe shift-add takes as few bits.",
             show_default=False,
         ),
     ] = None,
     max_nmse: Annotated[
         float | None,
         typer.Option(
-            help="Recipes unify and compress, without a metric: error of the outputs, over their variance, that"
-            " replaced norms or fewer tokens may cause. Default: 0.02.",
+            help="Recipes unify, compress and shift-add, without a metric: error of the outputs, over their variance,"
+            " that they may cause. Default: 0.02.",
             show_default=False,
         ),
     ] = None,
@@ -159,6 +160,25 @@ def optimize(
         float | None,
         typer.Option(
             help="Search for the schedule that errs least and is so many times as fast, else exit 6.",
+            show_default=False,
+        ),
+    ] = None,
+    codebook: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights as sums of few signed powers of two: csd2 (8 bits), apot6, apot5, apot4, int4, pot4, bcq4,"
+            " bcq3, bcq2, ternary, or mix (chosen layer by layer). Takes recipe shift-add, if none is named.",
+            show_default=False,
+        ),
+    ] = None,
+    weight_bits: Annotated[
+        float | None,
+        typer.Option(help="Recipe shift-add: stored bits per weight, scales counted, for a mix.", show_default=False),
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(
+            help="Recipe shift-add: energy of the operations for a mix, as a share of that of 8-bit integers.",
             show_default=False,
         ),
     ] = None,
@@ -222,9 +242,12 @@ def optimize(
             raise UsageError(f"{missing} is missing", remedy="planish optimize model.onnx --output out/")
         if recipe is None and passes is None and (tokens, schedule, latency, target_speedup) != (None,) * 4:
             recipe = "compress"
+        if recipe is None and passes is None and (codebook, weight_bits, energy) != (None,) * 3:
+            recipe = "shift-add"
         pipeline, shapes = chosen_pipeline(recipe, passes, skip_pass or [])
         pipeline = job_options.with_integer_options(pipeline, profile, strict)
         pipeline = job_options.with_token_options(pipeline, tokens, schedule, latency, target_speedup)
+        pipeline = job_options.with_codebook_options(pipeline, codebook, weight_bits, energy)
         job: dict[str, Any] = {
             "source": model,
             "out": output,

@@ -8,6 +8,7 @@ from planish.backends.targets import Target, target_named
 from planish.ir.errors import UsageError
 from planish.passes.base import Pipeline
 from planish.passes.integer import Integerize
+from planish.passes.shiftadd import ShiftAdd
 from planish.passes.tokens import CompressTokens
 from planish.passes.tokens.schedule import Schedule
 from planish.tools.bars import has
@@ -91,3 +92,23 @@ def with_token_options(
             raise UsageError("--target-speedup searches for a schedule, and one is given", remedy=remedy)
         options["target_speedup"] = speedup
     return pipeline.with_options(CompressTokens.name, **options)
+
+
+def with_codebook_options(
+    pipeline: Pipeline, codebook: str | None, bits: float | None, energy: float | None
+) -> Pipeline:
+    """The pipeline with --codebook, --weight-bits and --energy set on the pass that they are for.
+
+    Raises UsageError without such a pass, and for budgets that are none.
+    """
+    given = {"codebook": codebook, "bits": bits, "energy": energy}
+    options = {name: value for name, value in given.items() if value is not None}
+    if not options:
+        return pipeline
+    if not has(pipeline, ShiftAdd):
+        remedy = "add shift-add to the recipe, as in --recipe shift-add+integer, or leave --recipe and --passes out"
+        raise UsageError("--codebook, --weight-bits and --energy are for weights in codebooks", remedy=remedy)
+    for option, value in (("--weight-bits", bits), ("--energy", energy)):
+        if value is not None and not 0 < value < float("inf"):
+            raise UsageError(f"{option} {value:g} is no budget", remedy="--weight-bits 4.5, or --energy 0.6 of int8")
+    return pipeline.with_options(ShiftAdd.name, **options)

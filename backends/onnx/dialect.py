@@ -61,6 +61,7 @@ _LIFTED = (
     *(ops.IntLinear, ops.IntLinearDequantize, ops.IntMatMul, ops.IntAddMatMul),
     *(ops.IntConv, ops.IntWeightedMean),
 )
+_PACKED = (ops.ShiftLinear, ops.ShiftConv)
 _TOKENS = (
     *(ops.MatchTokens, ops.IntMatchTokens, ops.MergeTokens, ops.IntMergeTokens),
     *(ops.TopTokens, ops.TakeTokens, ops.PlaceTokens),
@@ -88,7 +89,7 @@ def preferred_opset(op: Op, spellings: Spellings) -> int:
     }
     if isinstance(op, _TOKENS):
         return 13  # as of 11 there are TopK and ScatterElements, as of 12 GatherND of batches
-    if isinstance(op, _LIFTED):
+    if isinstance(op, (*_LIFTED, *_PACKED)):
         return 14  # first in which Add takes bytes and words
     choice, version = choices.get(type(op), ("", BASE_OPSET))
     return version if choice == "standard" else BASE_OPSET

@@ -22,6 +22,9 @@ Lowered = onnx.Value | Sequence[onnx.Value]
 Lowering = Callable[["Emitter", Node, list["onnx.Value | None"]], Lowered]
 """A lowering function: from a node and its lowered operands to its lowered results."""
 
+ConstantLowering = Callable[["Emitter", Data, str], "onnx.Value | None"]
+"""From a constant and a name for it to the value that it is made of; None for a plain initializer."""
+
 Scalar: TypeAlias = int | float | str | bytes | Data
 Attribute: TypeAlias = Scalar | Sequence[Scalar] | Sequence[int]
 
@@ -33,14 +36,16 @@ class Emitter:
     out what nobody reads then.
     """
 
-    def __init__(self, dialect: Dialect, names: Names, lowerings: dict[type, Lowering]):
+    def __init__(
+        self, dialect: Dialect, names: Names, lowerings: dict[type, Lowering], constants: ConstantLowering | None = None
+    ):
         self.dialect, self.names = dialect, names
         self.nodes: list[onnx.Node] = []
         self.initializers: list[onnx.Value] = []
         self.domains: dict[str, int] = {}
         self.values: dict[Value, onnx.Value] = {}
         self.forms: dict[onnx.Value, onnx.Value] = {}
-        self._lowerings = lowerings
+        self._lowerings, self._constant_lowering = lowerings, constants
         self._constants: dict[Data, onnx.Value] = {}
         self._node_names = Names()
         self._unnamed: list[onnx.Value] = []
@@ -144,7 +149,7 @@ class Emitter:
         self._loc = node.loc
         first, forms = len(self.nodes), len(self.forms)
         if isinstance(node.op, Const):
-            self.values[node.result] = self._initializer(node.op.data, wishes[0])
+            self.values[node.result] = self._constant(node.op.data, wishes[0])
             return
         for result, value, wish in zip(node.results, self._lower(node), wishes, strict=True):
             self.values[result] = value
@@ -183,9 +188,24 @@ class Emitter:
             if missing:
                 stack.extend(reversed(missing))
             elif isinstance(node.op, Const):
-                self.values[current] = self._initializer(node.op.data, "constant")
+                self.values[current] = self._constant(node.op.data, "constant")
             else:
                 self.values.update(zip(node.results, self._lower(node), strict=True))
+
+    def _constant(self, data: Data, wish: str) -> onnx.Value:
+        """A constant of the graph; what it is made of goes again where its readers have another form of it."""
+        first = len(self.nodes)
+        made = None if self._constant_lowering is None else self._constant_lowering(self, data, wish)
+        if made is None:
+            return self._initializer(data, wish)
+        for node in self.nodes[first:]:
+            node.metadata_props.clear()
+            node.name = ""
+        self._sweepable.update(map(id, self.nodes[first:]))
+        for value in self._unnamed:
+            value.name = self.names.unique(wish if value is made else "t")
+        self._unnamed.clear()
+        return made
 
     def _initializer(self, data: Data, wish: str) -> onnx.Value:
         if (value := self._constants.get(data)) is None:

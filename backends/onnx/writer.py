@@ -22,7 +22,9 @@ from planish.backends.onnx import (
     lower_pool,
     lower_reduce,
     lower_shape,
+    lower_shift_add,
     lower_tokens,
+    packed_codes,
     stream,
 )
 from planish.backends.onnx.carry import carry, inner_names
@@ -46,6 +48,7 @@ LOWERINGS: dict[type, Lowering] = {
     **lower_reduce.LOWERINGS,
     **lower_norm.LOWERINGS,
     **lower_linalg.LOWERINGS,
+    **lower_shift_add.LOWERINGS,
     **lower_pool.LOWERINGS,
     **lower_attention.LOWERINGS,
     **lower_shape.LOWERINGS,
@@ -111,7 +114,7 @@ def write(
 def _build(graph: Graph, choice: OpsetChoice, spellings: Spellings) -> onnx.Model:
     interface = Interface(graph)
     names = Names(interface.names | set(inner_names(graph)))
-    e = Emitter(Dialect(choice.opset, spellings), names, LOWERINGS)
+    e = Emitter(Dialect(choice.opset, spellings), names, LOWERINGS, packed_codes.unpacked)
     inputs = [interface.value(value.hint, value) for value in graph.inputs]
     e.values.update(zip(graph.inputs, inputs, strict=True))
     wishes = interface.output_wishes

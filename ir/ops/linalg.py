@@ -105,15 +105,9 @@ class Conv(Op):
 
     def evaluate(self, x: np.ndarray, w: np.ndarray, b: np.ndarray | None = None) -> np.ndarray:
         spatial = x.ndim - 2
-        axes = tuple(range(2, x.ndim))
-        margins = [(0, 0), (0, 0), *zip(self.pads[:spatial], self.pads[spatial:], strict=True)]
-        padded = np.pad(numerics.widen(x), margins)
-        reach = tuple(d * (k - 1) + 1 for d, k in zip(self.dilations, w.shape[2:], strict=True))
-        if any(extent < r for extent, r in zip(padded.shape[2:], reach, strict=True)):
+        windows = self.windows(numerics.widen(x), w.shape[2:])
+        if windows.size == 0:
             return np.zeros((x.shape[0], w.shape[0], *self._extents(x.shape[2:], w.shape[2:])), x.dtype)
-        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=axes)
-        steps = (*(slice(None, None, s) for s in self.strides), *(slice(None, None, d) for d in self.dilations))
-        windows = windows[(slice(None), slice(None), *steps)]  # [N, C, Y1..Ys, K1..Ks]
         with np.errstate(all="ignore"):
             parts = [
                 np.tensordot(
@@ -125,6 +119,18 @@ class Conv(Op):
             ]
             y = np.concatenate(parts, axis=-1)
             return numerics.rounded(np.moveaxis(y if b is None else y + numerics.widen(b), -1, 1), x.dtype)
+
+    def windows(self, x: np.ndarray, taps: tuple[int, ...]) -> np.ndarray:
+        """What each place of the result is computed from: a view [N, C, Y1..Ys, K1..Ks] of x [N, C, X1..Xs], padded."""
+        spatial = x.ndim - 2
+        margins = [(0, 0), (0, 0), *zip(self.pads[:spatial], self.pads[spatial:], strict=True)]
+        padded = np.pad(x, margins)
+        reach = tuple(d * (k - 1) + 1 for d, k in zip(self.dilations, taps, strict=True))
+        if any(extent < r for extent, r in zip(padded.shape[2:], reach, strict=True)):
+            return np.zeros((*x.shape[:2], *self._extents(x.shape[2:], taps), *taps), x.dtype)
+        found = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=tuple(range(2, x.ndim)))
+        steps = (*(slice(None, None, s) for s in self.strides), *(slice(None, None, d) for d in self.dilations))
+        return found[(slice(None), slice(None), *steps)]
 
     def _need_attributes(self, spatial: int) -> None:
         counts = (len(self.strides), len(self.dilations), len(self.pads))

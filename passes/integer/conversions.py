@@ -22,11 +22,14 @@ from planish.passes.integer.pointwise import (
 )
 from planish.passes.integer.pooling import DivConversion
 from planish.passes.integer.products import ConvConversion, LinearConversion, MatMulConversion, MulConversion
+from planish.passes.integer.shift_products import ShiftConvConversion, ShiftLinearConversion
 from planish.passes.integer.tokens import MatchConversion, MergeConversion, TopConversion
 
 CONVERSIONS: Mapping[type[Op], Conversion] = {
     ops.Linear: LinearConversion(),
     ops.Conv: ConvConversion(),
+    ops.ShiftLinear: ShiftLinearConversion(),
+    ops.ShiftConv: ShiftConvConversion(),
     ops.MatMul: MatMulConversion(),
     ops.Binarize: BinarizeConversion(),
     ops.AddMatMul: AddMatMulConversion(),

@@ -151,14 +151,14 @@ class Driver:
         else:
             self._from_widest(node, conversion)
         self.converted += 1
-        self.widened += isinstance(node.op, ops.Linear) and self.plan.is_wide(node)
+        self.widened += isinstance(node.op, ops.Linear | ops.ShiftLinear) and self.plan.is_wide(node)
 
     def _from_sum(self, node: Node, conversion: Conversion) -> None:
         if not any(self._demands.get(value) for value in node.results):
             return
         for value, total in zip(node.results, self._build(node, conversion, SUM), strict=True):
             self._built[value, SUM] = total
-            if isinstance(node.op, ops.Linear | ops.Conv | ops.MatMul):
+            if isinstance(node.op, ops.Linear | ops.Conv | ops.MatMul | ops.ShiftLinear | ops.ShiftConv):
                 self.sums.append((node, total))
             for form in self._demands.get(value, {}):
                 if isinstance(form, Spec):

@@ -104,9 +104,9 @@ def requests_of(graph: Graph) -> list[Request]:
     axes: dict[Value, int | None] = {source_of(v): None for v in float_values(graph)}
     for node in graph:
         match node.op:
-            case ops.Linear():
+            case ops.Linear() | ops.ShiftLinear():
                 axes[node.inputs[0]] = len(node.inputs[0].tensor.dims) - 1
-            case ops.Conv():
+            case ops.Conv() | ops.ShiftConv():
                 axes[node.inputs[0]] = 1
             case ops.LayerNorm() | ops.RMSNorm():
                 axes[node.result] = len(node.result.tensor.dims) - 1

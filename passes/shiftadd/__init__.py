@@ -1,1 +1,4 @@
-"""Multiplications become shifts and additions."""
+"""Multiplications become shifts and additions: weights as sums of signed powers of two, attention as signed sums."""
+
+from planish.passes.shiftadd.add_attention import AddAttention as AddAttention
+from planish.passes.shiftadd.shift_add import ShiftAdd as ShiftAdd

@@ -1,0 +1,81 @@
+"""Which codebook each layer gets: what costs least at a given error, or errs least at a given cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from planish.ir.codebooks import digits
+from planish.passes.shiftadd.layers import Coded, Layer
+
+FLOAT_BITS = 32
+DIGIT_PJ = 0.024 + 0.1  # a shift of 8 bits and an addition of 32 (45 nm; Horowitz 2014, as ShiftAddViT uses it)
+INT8_PJ = 0.2 + 0.1  # a product of 8 bits and an addition of 32
+FLOAT_PJ = 3.7 + 0.9
+
+Choice = tuple["Coded | None", ...]
+"""For each layer its codes, or None if it keeps its floats."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """bits: stored, per weight on average. energy: of the products' operations, over those of int8."""
+
+    bits: float
+    energy: float
+
+
+def cost_of(layers: Sequence[Layer], choice: Choice) -> Cost:
+    """What a choice costs."""
+    elements = sum(layer.weights.size for layer in layers)
+    energy = sum(_energy(layer, found) for layer, found in zip(layers, choice, strict=True))
+    bits = sum(_bits(layer, found) for layer, found in zip(layers, choice, strict=True))
+    return Cost(bits / elements, energy / (INT8_PJ * sum(layer.products for layer in layers)))
+
+
+def _bits(layer: Layer, found: Coded | None) -> float:
+    return FLOAT_BITS * layer.weights.size if found is None else found.bits
+
+
+def _energy(layer: Layer, found: Coded | None) -> float:
+    each = FLOAT_PJ if found is None else float(np.mean(digits(found.codes))) * DIGIT_PJ
+    return layer.products * each
+
+
+def choices(
+    layers: Sequence[Layer],
+    options: Sequence[Mapping[str, Coded]],
+    harm: Sequence[float],
+    by_energy: bool,
+    keep: bool,
+) -> list[Choice]:
+    """The best trade-offs, the cheapest first: what minimises cost + multiplier * error for growing multipliers.
+
+    options: codes of each layer, by codebook. harm: error of the outputs per noise of each layer; errors add up.
+    by_energy: cost is energy, otherwise stored bits. keep: a layer may keep its floats.
+    """
+    price: Callable[[Layer, Coded | None], float] = _energy if by_energy else _bits
+    table = []
+    for layer, found, weight in zip(layers, options, harm, strict=True):
+        rows = [(price(layer, coded), weight * coded.noise, coded) for coded in found.values()]
+        table.append(rows + ([(price(layer, None), 0.0, None)] if keep else []))
+    prices = sorted({_exchange(a, b) for rows in table for a in rows for b in rows if a[0] < b[0] and a[1] > b[1]})
+    made: list[Choice] = []
+    for multiplier in [0.0, *(1.0000001 * p for p in prices)]:
+        choice = tuple(min(rows, key=lambda r: (r[0] + multiplier * r[1], r[1]))[2] for rows in table)
+        if not made or choice != made[-1]:
+            made.append(choice)
+    return made
+
+
+def _exchange(cheap: tuple[float, float, object], dear: tuple[float, float, object]) -> float:
+    """The multiplier from which on the dearer of two options is worth its price."""
+    return (dear[0] - cheap[0]) / (cheap[1] - dear[1])
+
+
+def spread(items: Sequence[Choice], count: int) -> list[Choice]:
+    """At most `count` of the items, evenly, the first and the last among them."""
+    places = np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))
+    return [items[i] for i in places]

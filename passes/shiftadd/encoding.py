@@ -1,0 +1,136 @@
+"""Weights to codes of a codebook, so that the results of their layer change as little as possible.
+
+The error that is made smaller is that of the layer's results, e.T @ C @ e for an error e of a column of weights and the
+covariance C of what they multiply: rows of weights are rounded one after the other, and what each rounding does to the
+results is taken off the rows that are still to come (GPTQ, arXiv 2210.17323; ShiftAddLLM, section 4.1, for codebooks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from planish.ir.codebooks import GROUP, Codebook
+from planish.passes.shiftadd.binary_coding import levels_of, nearest_level
+
+_BLOCK = 128  # rows whose errors are taken off the rows behind them together
+_DAMPING = 0.01  # of the mean variance, so that directions that samples don't show stay bounded
+_STEPS = np.geomspace(0.25, 1.1, 48)  # of the scale at which the largest weight gets the largest code
+_SAMPLED = 512  # rows that scales are searched on, where there are more
+_ROUNDS = 2  # of sweeps; in between, scales are fitted to the codes
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Weights as codes: int8[K, N] and a scale per column, float64[N]."""
+
+    codes: np.ndarray
+    scales: np.ndarray
+
+    @property
+    def real(self) -> np.ndarray:
+        return self.codes * self.scales
+
+
+def error_of(found: Encoded, w: np.ndarray, covariance: np.ndarray) -> float:
+    """Energy of the error of a layer's results, beyond their mean, per row: w is [K, N], covariance [K, K]."""
+    error = found.real - w
+    return float(np.sum(error * (covariance @ error)))
+
+
+def encode(w: np.ndarray, book: Codebook, covariance: np.ndarray, feedback: bool = True) -> Encoded:
+    """Codes of weights w [K, N] for rows of the given covariance [K, K].
+
+    feedback: let later rows make good what earlier ones lose; otherwise every weight gets the nearest code.
+    """
+    damped = covariance + _DAMPING * max(float(np.mean(np.diag(covariance))), 1e-12) * np.eye(len(w))
+    scales = _searched(w, book, np.diag(damped))
+    if not feedback:
+        return Encoded(_rounded_rows(w, book, scales), scales)
+    order = np.argsort(-np.diag(damped), kind="stable") if not book.is_binary_coded else np.arange(len(w))
+    factor = _factor(damped[np.ix_(order, order)])
+    best: Encoded | None = None
+    least = np.inf
+    for _ in range(_ROUNDS):
+        codes = np.empty(w.shape, np.int8)
+        codes[order] = _swept(w[order], book, scales, factor)
+        scales = _fitted(codes, w, damped, scales)
+        found = Encoded(codes, scales)
+        error = error_of(found, w, damped)
+        if error < least:
+            best, least = found, error
+    assert best is not None
+    return best
+
+
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    """Upper triangular U with U.T @ U the inverse of the covariance."""
+    return np.linalg.cholesky(np.linalg.inv(covariance)).T
+
+
+def _swept(w: np.ndarray, book: Codebook, scales: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Codes row by row, with the error of each taken off those behind it."""
+    rest, codes = w.copy(), np.empty(w.shape, np.int8)
+    depth = len(w)
+    rounded: Callable[[np.ndarray], np.ndarray] = _rounder(book)
+    for start in range(0, depth, _BLOCK):
+        stop = min(start + _BLOCK, depth)
+        errors = np.empty((stop - start, w.shape[1]))
+        for k in range(start, stop):
+            if book.is_binary_coded and (k - start) % GROUP == 0:
+                rounded = nearest_level(levels_of(rest[k : k + GROUP] / scales, book.bits))
+            codes[k] = rounded(rest[k] / scales)
+            errors[k - start] = (rest[k] - codes[k] * scales) / factor[k, k]
+            rest[k + 1 : stop] -= factor[k, k + 1 : stop, None] * errors[k - start]
+        rest[stop:] -= factor[start:stop, stop:].T @ errors
+    return codes
+
+
+def _rounded_rows(w: np.ndarray, book: Codebook, scales: np.ndarray) -> np.ndarray:
+    """The nearest code of each weight."""
+    if not book.is_binary_coded:
+        return _rounder(book)(w / scales)
+    parts = []
+    for start in range(0, len(w), GROUP):
+        rows = w[start : start + GROUP] / scales
+        rounded = nearest_level(levels_of(rows, book.bits))
+        parts.append(np.stack([rounded(row) for row in rows]))
+    return np.concatenate(parts)
+
+
+def _rounder(book: Codebook) -> Callable[[np.ndarray], np.ndarray]:
+    """Nearest codes: a table by half steps, since halfway between two integers is a multiple of 1/2."""
+    if book.values is None:
+        return lambda x: np.zeros(x.shape, np.int8)
+    values = np.asarray(book.values)
+    bounds = (values[1:] + values[:-1]) / 2
+    span = 2 * int(values[-1])
+    table = values[np.searchsorted(bounds, (np.arange(-span, span + 1) + 0.5) / 2)].astype(np.int8)
+    return lambda x: table[np.clip(np.floor(2 * x), -span, span).astype(np.int64) + span]
+
+
+def _searched(w: np.ndarray, book: Codebook, weight: np.ndarray) -> np.ndarray:
+    """The scale of each column at which nearest codes err least, squares weighted by row."""
+    largest = np.maximum(np.max(np.abs(w), axis=0), 1e-12)
+    if book.values is None:
+        return np.asarray(largest / 127)
+    top = largest / book.values[-1]
+    chosen = slice(None) if len(w) <= _SAMPLED else np.linspace(0, len(w) - 1, _SAMPLED).astype(np.int64)
+    rows, weight = w[chosen], weight[chosen]
+    rounded = _rounder(book)
+    best, least = top, np.full(w.shape[1], np.inf)
+    for step in _STEPS:
+        scales = top * step
+        error = weight @ (rounded(rows / scales) * scales - rows) ** 2
+        best, least = np.where(error < least, scales, best), np.minimum(error, least)
+    return np.asarray(best)
+
+
+def _fitted(codes: np.ndarray, w: np.ndarray, covariance: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """The scale of each column at which these codes err least; as it is where they are all 0."""
+    wide = codes.astype(np.float64)
+    weighed = covariance @ wide
+    square, mixed = np.sum(wide * weighed, axis=0), np.sum(w * weighed, axis=0)
+    return np.where((square > 0) & (mixed > 0), mixed / np.maximum(square, 1e-300), scales)
