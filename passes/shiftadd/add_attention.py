@@ -20,7 +20,7 @@ from planish.passes.rewrite import Changes, array_like
 BY = "add-attention"
 _FITTED_FEEDS = 16  # the two factors of an attention need no more samples
 _HELD_OUT_EVERY = 4  # feeds of the set to choose on, that training doesn't see
-_ROWS = 32  # samples that a step of training takes together
+_HELD_OUT_FEEDS = 32  # at most: time is better spent on training
 
 
 @dataclass(frozen=True)
@@ -176,9 +176,9 @@ def _trained(student: Graph, teacher: Graph, sets: ThreeSets, context: Context) 
         }.values()
     )
     rank = sets.rank.feeds
-    training = [*sets.fit.feeds, *(feed for i, feed in enumerate(rank) if i % _HELD_OUT_EVERY)]
-    held_out = _together(teacher, rank[::_HELD_OUT_EVERY])
-    return context.recover(student, teacher, trainable, pairs, _together(teacher, training), held_out)
+    held_out = rank[::_HELD_OUT_EVERY][:_HELD_OUT_FEEDS]
+    training = [*sets.fit.feeds, *(feed for feed in rank if not any(feed is other for other in held_out))]
+    return context.recover(student, teacher, trainable, pairs, training, held_out)
 
 
 def _after_signs(graph: Graph) -> set[Value]:
@@ -188,24 +188,6 @@ def _after_signs(graph: Graph) -> set[Value]:
         if isinstance(node.op, AddMatMul) or any(value in found for value in node.inputs):
             found.update(node.results)
     return found
-
-
-def _together(graph: Graph, feeds: Sequence[Feeds]) -> list[Feeds]:
-    """The samples of small feeds in batches of about `_ROWS`, if the inputs of the graph take any number of them."""
-    if not all(value.tensor.dims and isinstance(value.tensor.dims[0], str) for value in graph.inputs):
-        return list(feeds)
-    merged: list[Feeds] = []
-    waiting: list[Feeds] = []
-    for feed in feeds:
-        waiting.append(feed)
-        if sum(len(next(iter(f.values()))) for f in waiting) >= _ROWS:
-            merged.append(_joined(waiting))
-            waiting = []
-    return [*merged, _joined(waiting)] if waiting else merged
-
-
-def _joined(feeds: Sequence[Feeds]) -> Feeds:
-    return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
 
 
 def _take_weights(graph: Graph, trained: Graph) -> None:

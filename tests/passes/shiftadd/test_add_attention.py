@@ -194,20 +194,10 @@ def test_all_linear_layers_are_trained_where_norms_read_and_end_up_in_the_graph(
     assert seen["count"] == len(graph.nodes(ops.Linear)) == 9
     norms = graph.nodes(ops.LayerNorm)
     assert len(seen["pairs"]) == len(norms) - 1  # the first norm reads the input itself
-    assert all(len(feed["x"]) == 32 for feed in seen["feeds"][:-1])
+    assert len(seen["feeds"]) + len(seen["held_out"]) == 24  # a quarter of them is reported on
     assert made.reports[0].recovery == "trained"
     last = graph.nodes(ops.Linear)[-1]
     assert (last.inputs[1].op.data.numpy() == 0.125).all()
-
-
-def test_feeds_stay_as_they_are_where_the_batch_is_fixed():
-    sizes = []
-
-    def recover(student: Graph, teacher: Graph, trainable: list, pairs: list, feeds: list, held_out: list) -> None:
-        sizes.extend(len(feed["x"]) for feed in (*feeds, *held_out))
-
-    AddAttention(max_nmse=9.0).run(encoder(batch=4), context(recover=recover))
-    assert set(sizes) == {4}
 
 
 @pytest.mark.torch
@@ -218,7 +208,7 @@ def test_training_brings_the_outputs_back():
     found: list[Recovery] = []
 
     def train(student: Graph, teacher: Graph, trainable: list, pairs: list, feeds: list, held_out: list) -> Recovery:
-        found.append(recover(student, teacher, trainable, pairs, feeds, held_out=held_out, steps=60, threads=1))
+        found.append(recover(student, teacher, trainable, pairs, feeds, held_out=held_out, steps=200, threads=1))
         return found[0]
 
     graph, made = encoder(), context(recover=train)
