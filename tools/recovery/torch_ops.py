@@ -167,7 +167,7 @@ class _Signs(torch.autograd.Function):
         axes = [axis for axis in range(x.ndim) if axis != x.ndim - 3]
         width = _RAMP * x.square().mean(axes, keepdim=True).sqrt()
         ctx.save_for_backward(x, width)
-        return torch.where(x >= 0 if zero == 1 else x > 0, 1.0, -1.0).to(x.dtype)
+        return (x >= 0 if zero == 1 else x > 0).to(x.dtype) * 2 - 1  # twice as fast as where
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
