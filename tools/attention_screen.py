@@ -9,7 +9,7 @@ from planish.tools.recovery.recover import Recovery
 
 
 def table(report: AddAttentionReport) -> Table:
-    """Each attention that signed sums stand for, with their error there before training, and that of the outputs after it."""
+    """Each attention that signed sums stand for, with its error before training; that of the outputs after training."""
     made = Table(title="Attention by signed sums", title_justify="left", title_style="bold", box=None, pad_edge=False)
     made.add_column("attention", overflow="fold")
     for name in ("alpha", "beta", "error"):

@@ -67,7 +67,7 @@ class AddAttention(Pass):
     def run(self, graph: Graph, context: Context) -> Changes:
         """Rewrite `graph`. Raises CalibrationError for too few or shared samples."""
         changes = Changes()
-        numbers = []
+        numbers: list[int] = []
         for number, node in enumerate(graph.nodes(Attention)):
             reason = "it changes the function, so it needs training: --recover" if context.recover is None else ""
             if fault := fault_of(node) or reason:

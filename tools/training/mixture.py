@@ -68,7 +68,9 @@ class MixtureLinear(nn.Module):
         Raises UsageError if they aren't: the compiled mixture has one.
         """
         if self.shift.bias is not None and not torch.equal(self.shift.bias, self.multiply.bias):
-            raise UsageError("the experts have different biases", remedy="set mixture.shift.bias to mixture.multiply.bias")
+            raise UsageError(
+                "the experts have different biases", remedy="set mixture.shift.bias to mixture.multiply.bias"
+            )
         w, b = (p.detach().numpy() for p in self.router.parameters())
         codes = coded_weight(self.shift.weight.detach().numpy().T, self.codebook)
         return Routing(w[0] - w[1], float(b[0] - b[1]), capacity(tokens, self.share), codes)

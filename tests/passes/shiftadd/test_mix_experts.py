@@ -110,7 +110,9 @@ def test_the_text_before_and_after():
     route_experts(graph, graph.nodes(ops.Linear)[0], Routing(r[:, 0], 0.5, 1, codes))
     verify(graph)
     type_ = "q(i8, (1.0,), 0, axis=1, codebook='apot4')[2, 1]"
-    assert_same_text(graph, read(after.replace("codes = Const", f"codes: {type_} = Const"), {"w": w, "r": r, "codes": codes}))
+    assert_same_text(
+        graph, read(after.replace("codes = Const", f"codes: {type_} = Const"), {"w": w, "r": r, "codes": codes})
+    )
 
 
 def feeds(count: int = 16, seed: int = 1) -> list[dict[str, np.ndarray]]:

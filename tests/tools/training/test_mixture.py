@@ -65,7 +65,9 @@ def test_the_loss_of_the_task_reaches_the_router_too():
 @pytest.mark.parametrize("latencies", [(1.0, 1.0), (3.0, 2.0), (1.0, 5.0)])
 def test_the_loss_is_least_where_tokens_go_as_one_over_the_latency(latencies):
     best = (1 / latencies[0]) / (1 / latencies[0] + 1 / latencies[1])
-    losses = {share: float(balance_loss(shares(share), shares(share), latencies)) for share in np.linspace(0.01, 0.99, 99)}
+    losses = {
+        share: float(balance_loss(shares(share), shares(share), latencies)) for share in np.linspace(0.01, 0.99, 99)
+    }
     assert min(losses, key=losses.__getitem__) == pytest.approx(best, abs=0.01)
     assert float(balance_loss(shares(best), shares(best), latencies)) == pytest.approx(0, abs=1e-9)
 
@@ -115,7 +117,10 @@ def test_a_token_has_the_result_of_one_expert():
     layer = mixture().train()
     x = tokens(3, 9, 6)
     y = layer(x)
-    first, second = layer.multiply(x), torch.nn.functional.linear(x, rounded(layer.shift.weight, "apot4"), layer.shift.bias)
+    first, second = (
+        layer.multiply(x),
+        torch.nn.functional.linear(x, rounded(layer.shift.weight, "apot4"), layer.shift.bias),
+    )
     apart = [(y - option).abs().amax(-1) for option in (first, second)]
     assert torch.minimum(*apart).max() < 1e-5
     assert all(part.max().item() > 1e-3 for part in apart)
