@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from planish.passes.norms.unify_report import UnifyReport
+from planish.passes.shiftadd.add_attention import AddAttentionReport
 from planish.passes.tokens.report import CompressReport
-from planish.tools import token_screen
+from planish.tools import attention_screen, token_screen
 from planish.tools.accuracy_control import Controlled, table_rows
 from planish.tools.compiling import Outcome, agreement
 from planish.tools.measure import Measurements
@@ -59,6 +60,8 @@ def render(outcome: Outcome, *, times: bool = False) -> Group:
             parts += [_norm_table(report), _curve_table(report)]
         elif isinstance(report, CompressReport):
             parts += token_screen.tables(report)
+        elif isinstance(report, AddAttentionReport):
+            parts.append(attention_screen.table(report))
     parts.append(_summary(outcome))
     return Group(*parts)
 
@@ -254,6 +257,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "unverified": outcome.unverified,
         "norms": [r.to_dict() for r in outcome.context.reports if isinstance(r, UnifyReport)],
         "tokens": [r.to_dict() for r in outcome.context.reports if isinstance(r, CompressReport)],
+        "attention": [r.to_dict() for r in outcome.context.reports if isinstance(r, AddAttentionReport)],
         "tokens_refused": [asdict(refused) for refused in token_screen.refusals(outcome.context.records)],
         "accuracy": None if outcome.controlled is None else _accuracy(outcome.controlled),
         "measurements": None if outcome.measurements is None else outcome.measurements.to_dict(),

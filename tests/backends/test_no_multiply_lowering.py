@@ -138,6 +138,16 @@ def test_products_of_data(same, left, right):
     same(ops.IntMatMul(), a, b, quants=(Quant((0.1,), 3), Quant((0.2,), 0 if right == "i8" else 9)))
 
 
+@pytest.mark.parametrize("right", ["u8", "i8", "u16", "i16"])
+def test_signed_sums_take_one_product_per_byte(same, right):
+    a = np.where(RNG.random((2, 3, 4, 5)) < 0.5, -1, 1).astype(np.int8)
+    b = codes(BY_NAME[right], 2, 3, 5, 6)
+    b[0, 0, 0] = np.iinfo(b.dtype).min
+    model = same(ops.IntAddMatMul(), a, b, quants=(Quant((1.0,)), Quant((0.2,), 9)))
+    products = sum(node.op_type == "MatMulInteger" for node in model.graph.node)
+    assert products == np.iinfo(b.dtype).bits // 8
+
+
 @pytest.mark.parametrize(
     ("strides", "pads", "dilations", "group", "kernel", "size"),
     [
