@@ -136,6 +136,7 @@ _BOUNDS: Mapping[type[Op], Bound] = {
     ops.Max: lambda _, xs: Interval(max(xs[0].lo, xs[1].lo), max(xs[0].hi, xs[1].hi)),
     ops.Min: lambda _, xs: Interval(min(xs[0].lo, xs[1].lo), min(xs[0].hi, xs[1].hi)),
     ops.Where: lambda _, xs: xs[1].union(xs[2]),
+    ops.Binarize: lambda _, xs: Interval(-1.0, 1.0),
     ops.Relu: lambda _, xs: Interval(max(xs[0].lo, 0.0), max(xs[0].hi, 0.0)),
     ops.Sqrt: lambda _, xs: Interval(math.sqrt(max(xs[0].lo, 0.0)), math.sqrt(max(xs[0].hi, 0.0))),
     ops.Exp: lambda _, xs: xs[0].map(_exp),

@@ -19,7 +19,7 @@ from planish.passes.integer import IntegerBoundary, Integerize, QuantizeProducts
 from planish.passes.norms import FoldNorms, UnifyNorms
 from planish.passes.raising import OPTIONAL, RAISING
 from planish.passes.raising.projections import MergeProjections
-from planish.passes.shiftadd import DecodeWeights, ShiftAdd
+from planish.passes.shiftadd import AddAttention, DecodeWeights, MixExperts, ShiftAdd
 from planish.passes.tokens import CompressTokens
 
 cleanup = Pipeline(*(kind() for kind in CLEANUP))
@@ -56,6 +56,11 @@ RECIPES: Mapping[str, tuple[str, Pipeline]] = {
         "default, then norms replaced by calibrated linear maps that the next layers take in (needs --calib)",
         Pipeline(*_prepared.steps, UnifyNorms(), Repeat(cleanup)),
     ),
+    "add-attention": (
+        "default, then attention by signed sums in linear order, trained against the original (needs --calib and"
+        " --recover)",
+        Pipeline(*_prepared.steps, SplitProjections(), HoistSlices(), AddAttention(), Repeat(cleanup)),
+    ),
     "fast": (
         "default, then linear layers in 8 bits between float ops: the fastest on ONNX Runtime (needs --calib)",
         Pipeline(*_prepared.steps, MergeProjections(), QuantizeProducts(), Repeat(cleanup)),
@@ -73,7 +78,9 @@ PASSES: tuple[type[Pass], ...] = (
     *OPTIONAL,
     FoldNorms,
     UnifyNorms,
+    AddAttention,
     CompressTokens,
+    MixExperts,
     ShiftAdd,
     DecodeWeights,
     HoistSlices,

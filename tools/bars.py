@@ -8,11 +8,14 @@ from planish.passes.base import Context, Pass, Pipeline
 from planish.passes.integer import Integerize
 from planish.passes.judging import Judge, Samples
 from planish.passes.norms import UnifyNorms
-from planish.passes.shiftadd import ShiftAdd
+from planish.passes.shiftadd import AddAttention, ShiftAdd
 from planish.passes.tokens import CompressTokens
 
-CHANGING = (UnifyNorms, CompressTokens, ShiftAdd)
-"""Passes that search for what they may change within bars; those that quantize are controlled from outside."""
+CHANGING = (UnifyNorms, AddAttention, CompressTokens, ShiftAdd)
+"""Passes that keep within bars themselves; those that quantize are controlled from outside."""
+
+TRAINING = (UnifyNorms, AddAttention)
+"""Passes that train what they have changed."""
 
 
 def has(pipeline: Pipeline, *kinds: type[Pass]) -> bool:
@@ -34,14 +37,16 @@ def with_bars(
     Half of what the metric may fall is kept for codes, if the pipeline integerizes too; passes share the rest, and the
     error of the outputs, in equal parts. Raises UsageError for bars that no pass of the pipeline heeds.
     """
-    if recover is not None and not has(pipeline, UnifyNorms):
-        raise UsageError("--recover is for replaced norms", remedy="add --recipe unify")
+    if recover is not None and not has(pipeline, *TRAINING):
+        raise UsageError(
+            "--recover is for replaced norms and attention", remedy="add --recipe unify or --recipe add-attention"
+        )
     changing = [kind for kind in CHANGING if has(pipeline, kind)]
     if not changing:
         if max_nmse is not None:
             raise UsageError(
-                "--max-nmse is for replaced norms, compressed tokens and codebooks",
-                remedy="add --recipe unify, --recipe compress or --recipe shift-add",
+                "--max-nmse is for replaced norms and attention, compressed tokens and codebooks",
+                remedy="add --recipe unify, --recipe add-attention, --recipe compress or --recipe shift-add",
             )
         if (max_drop is not None or metric is not None) and not has(pipeline, Integerize):
             raise UsageError(

@@ -128,8 +128,8 @@ def optimize(
     recover: Annotated[
         str | None,
         typer.Option(
-            help="Recipe unify: train the layers that took norms in against the original for so long (3m, 90s), on"
-            " unlabelled samples of --calib; needs the torch extra.",
+            help="Recipes unify and add-attention: train the layers concerned against the original for so long (3m,"
+            " 90s), on unlabelled samples of --calib; needs the torch extra.",
             show_default=False,
         ),
     ] = None,

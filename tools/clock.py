@@ -12,10 +12,12 @@ from pathlib import Path
 from planish.backends.ort.evaluate import evaluate_opaque
 from planish.backends.ort.taps import taps
 from planish.backends.targets import Target
+from planish.frontend.calibration import open_calibration
 from planish.ir.graph import Graph
 from planish.passes.base import Context, Feeds, FeedSource, Pipeline
 from planish.passes.norms import UnifyNorms
 from planish.tools.measure import measure_models
+from planish.tools.samples import input_specs
 from planish.tools.writing import write_for
 
 _CALIBRATION_FEEDS = 2  # codes of the right sizes are all that timing needs, not good ones
@@ -41,8 +43,15 @@ class TargetClock:
     on_progress: Callable[[str, int, int], None]
 
     def __call__(self, graphs: Sequence[Graph]) -> list[float]:
-        """Median seconds of each graph, all measured in turns. Raises what passes, writing or running raise."""
-        feeds = list(islice(self.calibration, _CALIBRATION_FEEDS))
+        """Median seconds of each graph, all measured in turns. Raises what passes, writing or running raise.
+
+        Graphs of other inputs than the sample's, such as single layers, are timed on random ones.
+        """
+        feeds, sample = list(islice(self.calibration, _CALIBRATION_FEEDS)), self.sample
+        inputs = input_specs(graphs[0])
+        if set(inputs) != set(sample):
+            feeds = list(open_calibration(f"random:{_CALIBRATION_FEEDS}", inputs, seed=self.seed))
+            sample = feeds[0]
         with tempfile.TemporaryDirectory(prefix="planish-") as name:
             models = {}
             for number, graph in enumerate(graphs):
@@ -52,7 +61,7 @@ class TargetClock:
                 self.on_progress("write candidates", number + 1, len(graphs))
             found = measure_models(
                 models,
-                self.sample,
+                sample,
                 threads=self.threads,
                 seconds=max(_LEAST_SECONDS, _SECONDS_EACH * len(models)),
                 on_progress=partial(self.on_progress, "time candidates"),

@@ -24,7 +24,7 @@ from planish.passes.integer import Integerize
 from planish.passes.observers import VerifyEach
 from planish.passes.pipelines import RECIPES, parse_pipeline, recipe
 from planish.passes.rewrite import Fuel
-from planish.passes.shiftadd import ShiftAdd
+from planish.passes.shiftadd import MixExperts, ShiftAdd
 from planish.passes.tokens import CompressTokens
 from planish.tools import manifest as manifests
 from planish.tools.accuracy_control import Controlled, control, metric_named
@@ -56,7 +56,7 @@ class Job:
     metric: "file.py:function" that judges outputs (None: top-1); max_drop: by how much it may fall, None for no bar.
     max_nmse: error of the outputs over their variance that replaced norms or fewer tokens may cause, None for the
       pass's own bar.
-    recover: seconds to train the layers that took norms in for, against the original; None doesn't.
+    recover: seconds to train layers around what was replaced for, against the original; None doesn't.
     compare_forms: also make the model in other number formats, and put a table of all of them into the report.
     verify: compare artifact and original; bench: time both. threads: of ONNX Runtime while timing.
     min_speedup: fail (exit code 6) if the artifact isn't that many times faster.
@@ -263,8 +263,8 @@ class _Run:
             context.metric = metric_named(job.metric)
         if job.recover is not None:
             context.recover = recovering(job.recover, job.seed, self.progress.stage, self.progress.advance)
-        if has(pipeline, CompressTokens) and context.calibration is not None:
-            rest = split_after(pipeline, CompressTokens)[1]
+        if has(pipeline, CompressTokens, MixExperts) and context.calibration is not None:
+            rest = split_after(pipeline, CompressTokens, MixExperts)[1]
             sample = single_sample(next(iter(context.calibration)), inputs)
             context.clock = TargetClock(
                 rest,

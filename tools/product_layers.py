@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -117,6 +117,12 @@ def _matrices(node: Node, kind: str, binding: Mapping[str, int]) -> Iterator[Pro
     yield _layer(node, kind, (outputs * left[-1], inputs, outputs), weight, axis if len(extents) > 1 else 0, channels)
 
 
+def _signed_sums(node: Node, kind: str, binding: Mapping[str, int]) -> Iterator[ProductLayer]:
+    """A product by signs, which are moved as bytes: one addition per sign."""
+    for layer in _matrices(node, kind, binding):
+        yield replace(layer, digits=1.0, ternary=True)
+
+
 def _convolution(node: Node, kind: str, binding: Mapping[str, int]) -> Iterator[ProductLayer]:
     x, w = (_extents(value.tensor, binding) for value in node.inputs[:2])
     outputs = prod(_extents(node.results[0].tensor, binding))
@@ -134,6 +140,7 @@ def _attention(node: Node, kind: str, binding: Mapping[str, int]) -> Iterator[Pr
 _FINDERS: Mapping[str, Callable[[Node, str, Mapping[str, int]], Iterator[ProductLayer]]] = {
     **dict.fromkeys(("Linear", "MatMul", "ShiftLinear", "IntLinear", "IntLinearDequantize"), _matrices),
     **dict.fromkeys(("IntMatMul", "IntWeightedMean", "MatMulInteger", "MatMulIntegerToFloat"), _matrices),
+    **dict.fromkeys(("AddMatMul", "IntAddMatMul"), _signed_sums),
     **dict.fromkeys(("Conv", "ShiftConv", "IntConv", "ConvInteger"), _convolution),
     "Attention": _attention,
 }

@@ -1,4 +1,4 @@
-"""What the command adds to the pass that replaces norms: training."""
+"""What the command adds to passes that replace norms or attention: training."""
 
 from __future__ import annotations
 

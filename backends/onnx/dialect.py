@@ -61,7 +61,10 @@ for one row of 96). SkipSimplifiedLayerNormalization, which the runtime doesn't 
 NO_MULTIPLY = replace(ORT_CPU, multiply=False)
 """The certificate: the same integers, by shifts, additions, comparisons and look-ups."""
 
-_LIFTED = (ops.IntLinear, ops.IntLinearDequantize, ops.IntMatMul, ops.IntConv, ops.IntWeightedMean)
+_LIFTED = (
+    *(ops.IntLinear, ops.IntLinearDequantize, ops.IntMatMul, ops.IntAddMatMul),
+    *(ops.IntConv, ops.IntWeightedMean),
+)
 _PACKED = (ops.ShiftLinear, ops.ShiftConv)
 _TOKENS = (
     *(ops.MatchTokens, ops.IntMatchTokens, ops.MergeTokens, ops.IntMergeTokens),

@@ -131,6 +131,20 @@ def _weighted_mean(e: Emitter, node: Node, x: Operands) -> Lowered:
     return mean if wide == dtypes.i32 else cast(e, mean, dtypes.i32)
 
 
+def _signed_sums(e: Emitter, node: Node, x: Operands) -> Lowered:
+    """As a matrix product; without multiplications, by signs that are seen to be no other numbers."""
+    if e.dialect.spellings.multiply:
+        return _matmul(e, node, x)
+    value = node.inputs[1]
+    assert x[1] is not None
+    signs, none = e.op("Sign", x[0]), e.constant(np.asarray(0, np.int8), "zero_point")
+    parts = []
+    for codes, zero, exponent in _bytes(e, x[1], value.tensor, lift=True):
+        point = e.constant(np.asarray(zero, np.uint8), "zero_point")
+        parts.append((e.op("MatMulInteger", signs, codes, none, point), exponent))
+    return _total(e, parts)
+
+
 def _matmul(e: Emitter, node: Node, x: Operands) -> Lowered:
     return product(e, node, x)
 
@@ -204,6 +218,7 @@ LOWERINGS: dict[type[Op], Lowering] = {
     ops.IntLinear: _linear,
     ops.IntLinearDequantize: _linear_dequantize,
     ops.IntMatMul: _matmul,
+    ops.IntAddMatMul: _signed_sums,
     ops.IntConv: _conv,
     ops.IntMul: _mul,
     ops.IntReduceSum: _reduce_sum,

@@ -31,4 +31,13 @@ def _conv(e: Emitter, node: Node, x: Operands) -> Lowered:
     return e.op("Conv", *x, **shape, strides=op.strides, pads=op.pads, dilations=op.dilations, group=op.group)
 
 
-LOWERINGS: dict[type[Op], Lowering] = {ops.MatMul: plain, ops.Linear: _linear, ops.Conv: _conv}
+def _expanded(e: Emitter, node: Node, x: Operands) -> Lowered:
+    return e.expand(node)
+
+
+LOWERINGS: dict[type[Op], Lowering] = {
+    ops.MatMul: plain,
+    ops.Linear: _linear,
+    ops.Conv: _conv,
+    **dict.fromkeys((ops.Binarize, ops.AddMatMul), _expanded),
+}

@@ -6,6 +6,8 @@ scores, so that one token would be kept twice and another lost.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as onnx
 
@@ -20,6 +22,7 @@ from planish.ir.op import Op
 from planish.ir.ops.int_tokens import UNIT_BITS
 
 Operands = list["onnx.Value | None"]
+Product = Callable[[Emitter, onnx.Value, onnx.Value], onnx.Value]
 
 
 def _match(e: Emitter, node: Node, x: Operands) -> Lowered:
@@ -30,7 +33,7 @@ def _match(e: Emitter, node: Node, x: Operands) -> Lowered:
     share = e.constant(np.full((1, heads), 1 / heads, np.float32), "share")
     means = e.op("MatMul", share, e.op("Reshape", k, e.ints((0, heads, tokens * width))))
     units = e.op("LpNormalization", e.op("Reshape", means, e.ints((0, tokens, width))), axis=-1, p=2)
-    return _choice(e, node, units)
+    return choice(e, node, units, _mat_mul)
 
 
 def _match_codes(e: Emitter, node: Node, x: Operands) -> Lowered:
@@ -40,11 +43,18 @@ def _match_codes(e: Emitter, node: Node, x: Operands) -> Lowered:
     lift = 1 << (UNIT_BITS + 2)  # more than any quotient, so that dividends aren't negative: ONNX rounds toward zero
     dividend = e.op("Add", e.op("Mul", sums, i64(e, 1 << UNIT_BITS)), e.op("Div", length, i64(e, 2)))
     lifted = e.op("Add", dividend, e.op("Mul", length, i64(e, lift)))
-    return _choice(e, node, cast(e, e.op("Sub", e.op("Div", lifted, length), i64(e, lift)), dtypes.i32))
+    units = cast(e, e.op("Sub", e.op("Div", lifted, length), i64(e, lift)), dtypes.i32)
+    return choice(e, node, units, _mat_mul)
 
 
-def _choice(e: Emitter, node: Node, units: onnx.Value) -> Lowered:
+def _mat_mul(e: Emitter, a: onnx.Value, b: onnx.Value) -> onnx.Value:
+    return e.op("MatMul", a, b)
+
+
+def choice(e: Emitter, node: Node, units: onnx.Value, product: Product) -> Lowered:
     """Keep, source and into from the normalised keys [B, N, D]; protected ones are left out of both sides.
+
+    product: of the keys at even places with those at odd ones, transposed.
 
     Indices are columns [B, R, 1], as GatherND takes them; other lowerings find these under `forms`, and for `into` the
     index of the token itself instead of its place among those that stay.
@@ -56,7 +66,7 @@ def _choice(e: Emitter, node: Node, units: onnx.Value) -> Lowered:
     even, odd = op.protected + op.protected % 2, op.protected + 1 - op.protected % 2
     count = len(range(even, tokens, 2))
     evens, odds = (e.op("Slice", units, *map(e.ints, ((first,), (tokens,), (1,), (2,)))) for first in (even, odd))
-    scores = e.op("MatMul", evens, e.op("Transpose", odds, perm=(0, 2, 1)))
+    scores = product(e, evens, e.op("Transpose", odds, perm=(0, 2, 1)))
     best, partner = _top(e, scores, 1, axis=-1)  # columns [B, count, 1]
     _, order = _top(e, best, count, axis=1)
     merging, staying = _cut(e, order, merged, count)
@@ -77,25 +87,25 @@ def _choice(e: Emitter, node: Node, units: onnx.Value) -> Lowered:
 
 def _merge(e: Emitter, node: Node, x: Operands) -> Lowered:
     """Kept rows plus a product of what goes where with the merged rows, which is small where few merge."""
-    rows, keep, source, into, *rest = x
+    tokens, keep, source, into, *rest = x
     dtype, size = node.inputs[0].tensor.dtype, rest[0] if rest else None
     weights, kept_size = _weights(e, node, keep, source, into, size, dtype)
-    kept = _rows(e, rows, keep) if kept_size is None else e.op("Mul", _rows(e, rows, keep), kept_size)
+    kept = rows(e, tokens, keep) if kept_size is None else e.op("Mul", rows(e, tokens, keep), kept_size)
     total = _total(e, weights, kept_size, dtype)
-    y = e.op("Div", e.op("Add", kept, e.op("MatMul", weights, _rows(e, rows, source))), total)
+    y = e.op("Div", e.op("Add", kept, e.op("MatMul", weights, rows(e, tokens, source))), total)
     flat = e.op("Squeeze", total, e.ints((2,)))
     e.forms[flat] = total
     return [y, flat]
 
 
 def _merge_codes(e: Emitter, node: Node, x: Operands) -> Lowered:
-    rows, keep, source, into, *rest = x
+    tokens, keep, source, into, *rest = x
     type_, size = node.inputs[0].tensor, None if len(rest) == 0 or rest[0] is None else cast(e, rest[0], dtypes.i64)
-    wide = cast(e, rows, dtypes.i64)
+    wide = cast(e, tokens, dtypes.i64)
     weights, kept_size = _weights(e, node, keep, source, into, size, dtypes.i64)
-    kept = _rows(e, wide, keep) if kept_size is None else e.op("Mul", _rows(e, wide, keep), kept_size)
+    kept = rows(e, wide, keep) if kept_size is None else e.op("Mul", rows(e, wide, keep), kept_size)
     total = _total(e, weights, kept_size, dtypes.i64)
-    sums = e.op("Add", kept, e.op("MatMul", weights, _rows(e, wide, source)))
+    sums = e.op("Add", kept, e.op("MatMul", weights, rows(e, wide, source)))
     twice, lift = e.op("Mul", total, i64(e, 2)), 1 << 17  # more than any code
     dividend = e.op("Add", e.op("Add", e.op("Mul", sums, i64(e, 2)), total), e.op("Mul", twice, i64(e, lift)))
     y = cast(e, e.op("Sub", e.op("Div", dividend, twice), i64(e, lift)), type_.dtype)
@@ -107,17 +117,22 @@ def _weights(
     size: onnx.Value | None, dtype: DType,
 ) -> tuple[onnx.Value, onnx.Value | None]:  # fmt: skip
     """The size of each source in the row that it goes into, [B, M, R], and the sizes of the kept rows, [B, M, 1]."""
-    count = int(node.inputs[1].tensor.dims[1])
-    token = None if into is None else e.forms.get(into)
-    places = i64(e, np.arange(count)[:, None]) if token is None else _column(e, keep)
-    row = e.op("Unsqueeze", into, e.ints((1,))) if token is None else e.op("Transpose", token, perm=(0, 2, 1))
-    goes = cast(e, e.op("Equal", places, row), dtype)
+    goes = goes_into(e, node, keep, into, dtype)
     if size is None:
         return goes, None
-    sizes = _column(e, size)
-    kept, others = (_rows(e, sizes, index) for index in (keep, source))
+    sizes = column(e, size)
+    kept, others = (rows(e, sizes, index) for index in (keep, source))
     row = e.op("Transpose", others, perm=(0, 2, 1))
     return e.op("Mul", goes, row), kept
+
+
+def goes_into(e: Emitter, node: Node, keep: onnx.Value | None, into: onnx.Value | None, dtype: DType) -> onnx.Value:
+    """1 where a source goes into a kept row, 0 elsewhere, [B, M, R]."""
+    count = int(node.inputs[1].tensor.dims[1])
+    token = None if into is None else e.forms.get(into)
+    places = i64(e, np.arange(count)[:, None]) if token is None else column(e, keep)
+    row = e.op("Unsqueeze", into, e.ints((1,))) if token is None else e.op("Transpose", token, perm=(0, 2, 1))
+    return cast(e, e.op("Equal", places, row), dtype)
 
 
 def _total(e: Emitter, weights: onnx.Value, kept_size: onnx.Value | None, dtype: DType) -> onnx.Value:
@@ -143,7 +158,7 @@ def _top_tokens(e: Emitter, node: Node, x: Operands) -> Lowered:
 
 
 def _take(e: Emitter, node: Node, x: Operands) -> Lowered:
-    return _rows(e, x[0], x[1])
+    return rows(e, x[0], x[1])
 
 
 def _place(e: Emitter, node: Node, x: Operands) -> Lowered:
@@ -160,11 +175,12 @@ def _for_each_sample(e: Emitter, like: onnx.Value, index: onnx.Value) -> onnx.Va
     return e.op("Add", e.op("Sub", first, first), index)
 
 
-def _rows(e: Emitter, x: onnx.Value | None, index: onnx.Value | None) -> onnx.Value:
-    return e.op("GatherND", x, _column(e, index), batch_dims=1)
+def rows(e: Emitter, x: onnx.Value | None, index: onnx.Value | None) -> onnx.Value:
+    """Rows of x [B, N, C] by their indices [B, M]."""
+    return e.op("GatherND", x, column(e, index), batch_dims=1)
 
 
-def _column(e: Emitter, x: onnx.Value | None) -> onnx.Value:
+def column(e: Emitter, x: onnx.Value | None) -> onnx.Value:
     """[B, N] as [B, N, 1]; found where its lowering has left it."""
     assert x is not None
     if x not in e.forms:

@@ -31,9 +31,16 @@ def ternary_planes(e: Emitter, x: onnx.Value, value: Value) -> list[tuple[onnx.V
     index = cast(e, x, dtypes.i32)
     if type_.dtype.min:
         index = e.op("Add", index, e.constant(np.asarray(-type_.dtype.min, np.int32), "integer"))
-    flat, shape = e.op("Reshape", index, e.ints((-1,))), shape_of(e, index, value)
     every = np.arange(type_.dtype.min, type_.dtype.max + 1, dtype=np.int64) - zero
+    return looked_up_planes(e, index, every, shape_of(e, index, value))
+
+
+def looked_up_planes(
+    e: Emitter, index: onnx.Value, numbers: np.ndarray, shape: onnx.Value
+) -> list[tuple[onnx.Value, int]]:
+    """Planes (int8) of numbers[index], each with its p. shape: of the index, as an operand of Reshape."""
+    flat = e.op("Reshape", index, e.ints((-1,)))
     return [
         (e.op("Reshape", e.op("GatherElements", e.constant(table, "table"), flat, axis=0), shape), p)
-        for p, table in signed_digits.planes(every)
+        for p, table in signed_digits.planes(numbers)
     ]

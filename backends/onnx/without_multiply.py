@@ -20,6 +20,7 @@ from planish.backends.onnx import (
     lower_reduce,
     lower_shape,
     lower_tokens,
+    without_multiply_tokens,
 )
 from planish.backends.onnx.casts import cast, i64
 from planish.backends.onnx.emitter import Emitter, Lowered, Lowering
@@ -41,6 +42,18 @@ def _widest(type_: TensorType) -> int:
     """Largest absolute value of codes less their zero point."""
     zero = quant_of("x", type_).zero
     return max(type_.dtype.max - zero, zero - type_.dtype.min)
+
+
+def _constant_mul(e: Emitter, node: Node, x: Operands) -> Lowered:
+    """Plain integers by a constant, modulo 2**bits."""
+    dtype = node.result.tensor.dtype
+    for value, number, factor in zip(x, reversed(x), reversed(node.operands), strict=True):
+        data = constant(factor)
+        if data is not None and dtype.is_integer and np.max(np.abs(data.numpy().astype(np.float64)), initial=0) < 2**60:
+            e.spare(number)
+            return cast(e, times(e, cast(e, value, dtypes.u64), data.numpy().astype(np.int64)), dtype)
+    e.refuse(f"Mul of {dtype} without a constant")
+    raise AssertionError  # unreachable; keeps type checkers content
 
 
 def _mul(e: Emitter, node: Node, x: Operands) -> Lowered:
@@ -159,7 +172,7 @@ _KEPT: tuple[tuple[dict[type[Op], Lowering], tuple[type[Op], ...]], ...] = (
         lower_integer.LOWERINGS,
         (ops.Requantize, ops.IntAdd, ops.IntTable, ops.ScaleBy, ops.FromCodes, ops.ToCodes),
     ),
-    (lower_int_products.LOWERINGS, (ops.IntLinear, ops.IntMatMul, ops.IntConv, ops.IntReduceSum)),
+    (lower_int_products.LOWERINGS, (ops.IntLinear, ops.IntMatMul, ops.IntAddMatMul, ops.IntConv, ops.IntReduceSum)),
     (lower_int_softmax.LOWERINGS, (ops.IntExp,)),
 )
 """Ops whose ordinary lowerings don't multiply, or not in this dialect."""
@@ -167,6 +180,8 @@ _KEPT: tuple[tuple[dict[type[Op], Lowering], tuple[type[Op], ...]], ...] = (
 LOWERINGS: dict[type, Lowering] = {
     **{kind: lowerings[kind] for lowerings, kinds in _KEPT for kind in kinds},
     **{kind: _at_the_border(lower_integer.LOWERINGS[kind]) for kind in (ops.Quantize, ops.Dequantize)},
+    **without_multiply_tokens.LOWERINGS,
+    ops.Mul: _constant_mul,
     ops.IntMul: _mul,
     ops.IntWeightedMean: _weighted_mean,
     ops.IntSoftmax: _softmax,

@@ -106,6 +106,11 @@ def _sign(x: Expr, dtype: dtypes.DType) -> Expr:
     return above if dtype.kind == "uint" else T.Select(x < zero, number(-1, dtype), above)
 
 
+def _signs(op: Op, x: Expr) -> Expr:
+    assert isinstance(op, ops.Binarize)
+    return T.Select(x >= real(0) if op.zero == 1 else x > real(0), real(1), real(-1))
+
+
 def _rectified(x: Expr, dtype: dtypes.DType) -> Expr:
     return T.Select(x < number(0, dtype), number(0, dtype), x)
 
@@ -249,6 +254,7 @@ FLOAT_POINTWISE: Mapping[type[Op], Expression] = {
     ops.Abs: _typed(_absolute),
     ops.Neg: _typed(_negative),
     ops.Sign: _typed(_sign),
+    ops.Binarize: _activation(_signs),
     ops.Relu: _typed(_rectified),
     ops.Sqrt: _unary(T.sqrt),
     ops.Reciprocal: _unary(lambda x: real(1) / x),

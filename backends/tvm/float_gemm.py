@@ -59,7 +59,7 @@ def matmul(region: Region, context: Context) -> Kernel:
     """MatMul: one product, if the right operand is one matrix; else one for each index of the leading axes."""
     node = region.anchor
     assert node is not None
-    assert isinstance(node.op, ops.MatMul)
+    assert isinstance(node.op, ops.MatMul | ops.AddMatMul)
     a, b = node.inputs
     shape_a, shape_b, lead = shape_of(a), shape_of(b), shape_of(node.result)
     rows, columns = len(shape_a) > 1, len(shape_b) > 1  # axes of the result, which a vector doesn't give one

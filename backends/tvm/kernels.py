@@ -22,6 +22,7 @@ from planish.ir.op import Op, constant
 FLOAT: Mapping[type[Op], Emitter] = {
     ops.Linear: float_gemm.linear,
     ops.MatMul: float_gemm.matmul,
+    ops.AddMatMul: float_gemm.matmul,
     ops.Conv: float_windows.convolution,
     ops.MaxPool: float_loops.pooled,
     ops.AveragePool: float_loops.pooled,

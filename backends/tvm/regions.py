@@ -22,6 +22,7 @@ from planish.ir.types import TensorType
 FLOAT_REDUCTIONS: tuple[type[Op], ...] = (
     ops.Linear,
     ops.MatMul,
+    ops.AddMatMul,
     ops.Conv,
     ops.Attention,
     ops.RotaryEmbedding,
@@ -47,6 +48,7 @@ REDUCTIONS: tuple[type[Op], ...] = (
     *FLOAT_REDUCTIONS,
     ops.IntLinear,
     ops.IntMatMul,
+    ops.IntAddMatMul,
     ops.IntConv,
     ops.IntReduceSum,
     ops.IntLayerNorm,
@@ -70,7 +72,10 @@ CHOICES: tuple[type[Op], ...] = (
 )
 """Ops with several results, which one kernel computes together; nothing that follows is done in it."""
 
-PRODUCTS: tuple[type[Op], ...] = (ops.Linear, ops.MatMul, ops.Conv, ops.IntLinear, ops.IntMatMul, ops.IntConv)
+PRODUCTS: tuple[type[Op], ...] = (
+    *(ops.Linear, ops.MatMul, ops.AddMatMul, ops.Conv),
+    *(ops.IntLinear, ops.IntMatMul, ops.IntAddMatMul, ops.IntConv),
+)
 
 
 def regions(graph: Graph) -> tuple[list[Region], frozenset[Value]]:

@@ -49,6 +49,8 @@ from planish.ir.ops.elementwise import Round as Round
 from planish.ir.ops.elementwise import Sign as Sign
 from planish.ir.ops.elementwise import Sin as Sin
 from planish.ir.ops.elementwise import Sqrt as Sqrt
+from planish.ir.ops.hamming import AddMatMul as AddMatMul
+from planish.ir.ops.hamming import Binarize as Binarize
 from planish.ir.ops.indexing import Concat as Concat
 from planish.ir.ops.indexing import Gather as Gather
 from planish.ir.ops.indexing import Pad as Pad
@@ -56,6 +58,7 @@ from planish.ir.ops.indexing import Slice as Slice
 from planish.ir.ops.indexing import Split as Split
 from planish.ir.ops.int_add import IntAdd as IntAdd
 from planish.ir.ops.int_gelu import ShiftGelu as ShiftGelu
+from planish.ir.ops.int_linear import IntAddMatMul as IntAddMatMul
 from planish.ir.ops.int_linear import IntConv as IntConv
 from planish.ir.ops.int_linear import IntLinear as IntLinear
 from planish.ir.ops.int_linear import IntLinearDequantize as IntLinearDequantize

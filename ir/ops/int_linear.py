@@ -11,8 +11,10 @@ import numpy as np
 
 from planish.ir import dims, dtypes, fixedpoint
 from planish.ir.dtypes import DType
+from planish.ir.graph import Value
 from planish.ir.op import Op, need
 from planish.ir.ops.binary import broadcast_shape
+from planish.ir.ops.hamming import need_matrices, need_signs
 from planish.ir.ops.linalg import Conv, MatMul
 from planish.ir.ops.quantize import centred, per_tensor, quant_of
 from planish.ir.ops.reduce import reduced_shape
@@ -115,6 +117,33 @@ class IntMatMul(Op):
     def evaluate(self, a: np.ndarray, b: np.ndarray, *, types: Any) -> np.ndarray:
         total = fixedpoint.exact_product(centred(a, types[0]), centred(b, types[1]))
         return fixedpoint.accumulator(total, self.name)
+
+
+class IntAddMatMul(Op):
+    """Sums of codes with signs, c[..., i, j] = sum over k of +-(b[..., k, j] - zero of b), exact in 32 bits.
+
+    The sign is that of the code a[..., i, k], which is -1 or +1; leading axes broadcast.
+    a: q(i8, 1.0)[..., I, K], -1 and +1    b: q(u8, i8, u16 or i16)[..., K, J]    c: q(i32, scale of b)[..., I, J].
+    C1 a is i8 of scale 1 and zero point 0; b is quantized per tensor, with 8 or 16 bits.  C2 as AddMatMul.
+    C3 no sum leaves 32 bits.  `evaluate` raises VerifyError if a holds anything else.
+    Exact. Source: ShiftAddViT (arXiv 2306.06446), section 4.1.
+    """
+
+    typed: ClassVar[bool] = True
+
+    def infer(self, a: TensorType, b: TensorType) -> TensorType:
+        plain = a.dtype == dtypes.i8 and quant_of("a", a) == Quant((1.0,))
+        need(plain, f"C1: a is {a}; i8 with scale 1 and zero point 0 is needed")
+        need_matrices(a, b)
+        return IntMatMul().infer(a, b)
+
+    def evaluate(self, a: np.ndarray, b: np.ndarray, *, types: Any) -> np.ndarray:
+        need_signs(a, self.name)
+        return IntMatMul().evaluate(a, b, types=types)
+
+    def decompose(self, a: Value, b: Value) -> Value:
+        product: Value = IntMatMul()(a, b)
+        return product
 
 
 class IntConv(Op):

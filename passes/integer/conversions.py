@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from planish.ir import ops
 from planish.ir.op import Op
 from planish.passes.integer.conversion import Conversion
+from planish.passes.integer.hamming import AddMatMulConversion, BinarizeConversion
 from planish.passes.integer.movement import CastConversion, GatherConversion, Movement, PadMovement
 from planish.passes.integer.norms import AttentionConversion, NormConversion, SoftmaxConversion
 from planish.passes.integer.pointwise import (
@@ -30,6 +31,8 @@ CONVERSIONS: Mapping[type[Op], Conversion] = {
     ops.ShiftLinear: ShiftLinearConversion(),
     ops.ShiftConv: ShiftConvConversion(),
     ops.MatMul: MatMulConversion(),
+    ops.Binarize: BinarizeConversion(),
+    ops.AddMatMul: AddMatMulConversion(),
     ops.Mul: MulConversion(),
     ops.Div: DivConversion(),
     ops.Add: AddConversion(),

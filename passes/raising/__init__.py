@@ -4,6 +4,7 @@ from planish.passes.base import Pass
 from planish.passes.raising.activations import RaiseActivations as RaiseActivations
 from planish.passes.raising.attention import RaiseAttention as RaiseAttention
 from planish.passes.raising.batch_norm import FoldBatchNorm as FoldBatchNorm
+from planish.passes.raising.hamming import RaiseHamming as RaiseHamming
 from planish.passes.raising.linear import RaiseLinear as RaiseLinear
 from planish.passes.raising.norms import RaiseNorms as RaiseNorms
 from planish.passes.raising.projections import MergeProjections as MergeProjections
@@ -16,6 +17,7 @@ RAISING: tuple[type[Pass], ...] = (
     RaiseActivations,
     RaiseRotary,
     RaiseAttention,
+    RaiseHamming,
     FoldBatchNorm,
     FoldScales,
 )

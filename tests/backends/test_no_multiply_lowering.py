@@ -138,6 +138,16 @@ def test_products_of_data(same, left, right):
     same(ops.IntMatMul(), a, b, quants=(Quant((0.1,), 3), Quant((0.2,), 0 if right == "i8" else 9)))
 
 
+@pytest.mark.parametrize("right", ["u8", "i8", "u16", "i16"])
+def test_signed_sums_take_one_product_per_byte(same, right):
+    a = np.where(RNG.random((2, 3, 4, 5)) < 0.5, -1, 1).astype(np.int8)
+    b = codes(BY_NAME[right], 2, 3, 5, 6)
+    b[0, 0, 0] = np.iinfo(b.dtype).min
+    model = same(ops.IntAddMatMul(), a, b, quants=(Quant((1.0,)), Quant((0.2,), 9)))
+    products = sum(node.op_type == "MatMulInteger" for node in model.graph.node)
+    assert products == np.iinfo(b.dtype).bits // 8
+
+
 @pytest.mark.parametrize(
     ("strides", "pads", "dilations", "group", "kernel", "size"),
     [
@@ -247,9 +257,18 @@ def test_real_numbers_are_scaled_at_the_border_only(tmp_path):
         build(graph, spellings=NO_MULTIPLY)
 
 
+@pytest.mark.parametrize("dtype", ["i64", "i32", "u8"])
+def test_plain_integers_by_a_constant(same, dtype):
+    x = codes(BY_NAME[dtype], 3, 5)
+    for factor in ([64], [0], [3, 255, 7, 0, 8]):
+        same(ops.Mul(), x, Data(np.array(factor, x.dtype)))
+    same(ops.Mul(), Data(np.array(100, x.dtype)), x)
+
+
 def test_what_multiplies_is_refused_by_name():
-    graph = Graph("real")
-    x = graph.add_input("x", TensorType(dtypes.f32, (2, 5)))
-    graph.add(ops.Return(("y",)), graph.add(ops.Mul(), x, x).result)
-    with pytest.raises(UnsupportedOp, match="Mul has no form without multiplications"):
-        build(graph, spellings=NO_MULTIPLY)
+    for dtype, kind in ((dtypes.f32, ops.Mul), (dtypes.i32, ops.Mul), (dtypes.f32, ops.MatMul), (dtypes.i64, ops.Div)):
+        graph = Graph("real")
+        x = graph.add_input("x", TensorType(dtype, (2, 2)))
+        graph.add(ops.Return(("y",)), graph.add(kind(), x, x).result)
+        with pytest.raises(UnsupportedOp, match=f"{kind.__name__}.* has no form without multiplications"):
+            build(graph, spellings=NO_MULTIPLY)

@@ -24,6 +24,7 @@ from planish.ir.types import Quant, TensorType
 RNG = np.random.default_rng(0)
 EXACT = (
     *(ops.FromCodes, ops.ToCodes, ops.ScaleBy, ops.Requantize, ops.IntAdd, ops.IntTable, ops.IntLinear, ops.IntMatMul),
+    ops.IntAddMatMul,
     *(ops.IntConv, ops.IntMul, ops.IntReduceSum, ops.IntLayerNorm, ops.IntRMSNorm, ops.ShiftLayerNorm, ops.IntExp),
     *(ops.IntWeightedMean, ops.IntSoftmax, ops.Shiftmax, ops.ShiftGelu, ops.Quantize, ops.Dequantize),
 )
@@ -118,6 +119,16 @@ def test_products_of_matrices(left, right):
     if left.endswith("16") and right.endswith("16"):
         a, b = (a // 8).astype(a.dtype), (b // 8).astype(b.dtype)
     same_on_ort(ops.IntMatMul(), a, b, quants=(Quant((0.1,), 3), Quant((0.2,), 0 if right == "i8" else 9)))
+
+
+@pytest.mark.parametrize("right", ["u8", "i8", "u16", "i16"])
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 1, 1), (4, 5, 6), (197, 33, 7), (3, 197, 31)])
+def test_sums_by_signs(right, rows, depth, columns):
+    a = (RNG.integers(0, 2, (2, 3, rows, depth)) * 2 - 1).astype(np.int8)
+    b = codes(BY_NAME[right], 2, 3, depth, columns)
+    b[0, 0, 0] = BY_NAME[right].min
+    b[1, 0, 0] = BY_NAME[right].max
+    same_on_ort(ops.IntAddMatMul(), a, b, quants=(Quant((1.0,)), Quant((0.2,), 0 if right == "i8" else 9)))
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,16 @@ def test_products_of_data_take_the_mean_digits_of_all_codes():
     assert shift.published == pytest.approx(120 * (0.9 + 8 * 1.85) + 30 * 4 * 11.1)  # inputs are read for nothing
 
 
+def test_signs_add_once_per_product():
+    graph = Graph("one")
+    a, b = (graph.add_input(name, TensorType(dtypes.i8, shape)) for name, shape in (("a", (3, 4)), ("b", (4, 5))))
+    coded = [graph.add(ops.FromCodes(scale, 0), value).result for value, scale in ((a, 1.0), (b, 0.1))]
+    graph.add(ops.Return(("y",)), graph.add(ops.IntAddMatMul(), *coded).result)
+    row = only(graph)
+    assert row.forms["shift-add"].operations == pytest.approx(60 * 0.1)
+    assert row.forms["int8"].operations == pytest.approx(60 * 0.3)
+
+
 def _digits(n: int) -> int:
     """Digits of a canonical form, from its definition: round an odd number to the nearer multiple of 4."""
     if n == 0:

@@ -21,6 +21,8 @@ from planish.ir.op import Op
 
 TorchOp = Callable[..., Any]
 
+_RAMP = 1.5  # root mean squares over which the sign of a number counts as sloping
+
 _MAX_POOLS = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
@@ -154,11 +156,37 @@ def gelu(op: ops.Gelu, x: Tensor) -> Tensor:
     return F.gelu(x, approximate=op.approximate)
 
 
+class _Signs(torch.autograd.Function):
+    """Codes of signs, with the gradient of a ramp from -1 to 1 over 1.5 root mean squares of x, per head.
+
+    Straight through (Bengio et al. 2013), clipped: where |x| is beyond the ramp, nothing small changes the sign.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, zero: int) -> Tensor:
+        axes = [axis for axis in range(x.ndim) if axis != x.ndim - 3]
+        width = _RAMP * x.square().mean(axes, keepdim=True).sqrt()
+        ctx.save_for_backward(x, width)
+        return (x >= 0 if zero == 1 else x > 0).to(x.dtype) * 2 - 1  # twice as fast as where
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        x, width = ctx.saved_tensors
+        return gradients[0] * (x.abs() <= width) / width.clamp(min=1e-12), None
+
+
+def binarize(op: ops.Binarize, x: Tensor) -> Tensor:
+    signs: Tensor = _Signs.apply(x, op.zero)  # type: ignore[no-untyped-call]
+    return signs
+
+
 TORCH_OPS: Mapping[type[Op], TorchOp] = {
     # products and what stands between them
     ops.Linear: linear,
     ops.MatMul: lambda op, a, b: a @ b,
     ops.Conv: conv,
+    ops.Binarize: binarize,
+    ops.AddMatMul: lambda op, a, b: a @ b,
     ops.Attention: attention,
     ops.RotaryEmbedding: rotary_embedding,
     ops.Softmax: lambda op, x: x.softmax(op.axis),

@@ -37,7 +37,7 @@ UNARY = [
     *(ops.Exp(), ops.Erf(), ops.Tanh(), ops.Sigmoid(), ops.Softplus(), ops.Gelu(), ops.Gelu("tanh")),
     *(ops.Swish(1.0), ops.Swish(1.7), ops.HardSigmoid(0.3, 0.4), ops.HardSwish(), ops.LeakyRelu(0.1), ops.Elu(1.3)),
     *(ops.Clip(-1.5, 2.5), ops.Clip(None, 0.5), ops.Clip(0.5, None), ops.Identity(), ops.Reciprocal()),
-    *(ops.Sqrt(), ops.Log(), ops.Cast(dtypes.boolean)),
+    *(ops.Sqrt(), ops.Log(), ops.Cast(dtypes.boolean), ops.Binarize(), ops.Binarize(-1)),
 ]
 ELEMENTWISE = [
     *(Case(op, (WIDE,)) for op in UNARY),
@@ -169,7 +169,14 @@ def test_every_op_has_a_kernel_or_is_a_known_gap():
     made = {*EXPRESSIONS, *REDUCTIONS, *CHOICES, ops.Split, ops.Const, ops.Return}
     assert set(OPS.values()) - made == gaps
     tested = {type(case.op) for case in (*ELEMENTWISE, *MOVEMENT, *reductions(), *rows(), *pools())}
-    products = {ops.Linear, ops.MatMul, ops.Conv, ops.Attention, ops.RotaryEmbedding}  # test_float_products
+    products = {
+        ops.Linear,
+        ops.MatMul,
+        ops.AddMatMul,
+        ops.Conv,
+        ops.Attention,
+        ops.RotaryEmbedding,
+    }  # test_float_products
     of_codes = {kind for kind in made if kind.__module__.rpartition(".")[2].startswith(("int_", "quantize"))}
     assert made - of_codes - {ops.Const, ops.Return} == tested | products | test_tokens.PLAIN
 

@@ -58,6 +58,12 @@ def matmuls():
     ]
     for a, b in shapes:
         yield product(ops.MatMul(), a[-1], normal(*a), normal(*b))
+        if min(len(a), len(b)) > 1:
+            yield Case(
+                ops.AddMatMul(),
+                (np.sign(normal(*a)), (bs := normal(*b))),
+                sum_error(ops.MatMul(), a[-1], np.ones(a, np.float32), bs),
+            )
         yield product(ops.MatMul(), a[-1], normal(*a), Data(normal(*b)))
     yield product(ops.MatMul(), 5, Data(normal(2, 4, 5)), normal(5, 19))
 

@@ -53,6 +53,19 @@ def test_a_large_odd_linear_layer(rows, columns, depth):
 
 
 @pytest.mark.parametrize("isa", RUNNABLE)
+@pytest.mark.parametrize(("rows", "depth", "columns"), [(1, 1, 1), (3, 17, 5), (32, 197, 32), (50, 33, 31)])
+@pytest.mark.parametrize("dtype", [dtypes.i8, dtypes.i16])
+def test_sums_by_signs(isa, rows, depth, columns, dtype):
+    def build(a, b):
+        return ops.Requantize(0.31, 0, dtypes.i16)(ops.IntAddMatMul()(a, b))
+
+    graph, feeds = graph_of(
+        coded(dtypes.i8, 2, 3, rows, depth, scale=1.0), coded(dtype, 2, 3, depth, columns), build=build
+    )
+    assert_exact(graph, feeds | {"x0": np.where(feeds["x0"] < 0, -1, 1).astype(np.int8)}, isa)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE)
 @pytest.mark.parametrize("dtype", [dtypes.i8, dtypes.u8, dtypes.i16, dtypes.u16])
 def test_codes_of_every_kind_go_through_a_linear_layer(isa, dtype):
     def build(x):

@@ -9,6 +9,7 @@ import pytest
 from encoders import Model, Shape
 
 import planish
+from planish.backends.onnx.dialect import NO_MULTIPLY, ORT_CPU
 from planish.backends.ort.taps import taps
 from planish.ir import ops
 from planish.ir.graph import Graph, Value
@@ -33,12 +34,13 @@ def integers(graph: Graph, feeds: list[dict[str, np.ndarray]]) -> Graph:
 
 
 def same_everywhere(graph: Graph, feed: dict[str, np.ndarray]) -> None:
-    """Integers of all values, in numpy and on ONNX Runtime."""
+    """Integers of all values, in numpy and on ONNX Runtime, with and without multiplications."""
     values = [v for node in graph for v in node.results if v.uses and not isinstance(node.op, ops.Const)]
     seen: dict[Value, np.ndarray] = {}
     interpret(graph, feed, taps=lambda value, array: seen.__setitem__(value, array))
-    for value, found in zip(values, taps(graph, values)(feed), strict=True):
-        np.testing.assert_array_equal(found, seen[value], err_msg=f"{value.node}")
+    for spellings in (ORT_CPU, NO_MULTIPLY):
+        for value, found in zip(values, taps(graph, values, spellings=spellings)(feed), strict=True):
+            np.testing.assert_array_equal(found, seen[value], err_msg=f"{value.node}")
 
 
 @pytest.mark.parametrize("proportional", [True, False])
