@@ -5,7 +5,7 @@ many bits they can be stored, and of how many signed powers of two each one is t
 product of codes is that of any other 8-bit codes, so that every backend computes it as it always does.
 
 Sources: APoT (Li et al. 2020, arXiv 1909.13144), section 2; DeepShift (arXiv 1905.13298) for one power of two;
-binary-coded weights as in ShiftAddLLM (arXiv 2406.05981), section 4.1; canonical signed digits: Avizienis 1961.
+binary-coded weights as in ShiftAddLLM (arXiv 2406.05981), section 4.1.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from itertools import product
 
 import numpy as np
 
+from planish.ir import signed_digits
+
 GROUP = 32
 """Rows of a column that share the levels of a binary-coded book."""
-
-_PLANES = 8  # bits of |w| <= 127 as signed digits: 128 - 1 is the highest
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Codebook:
     @property
     def terms(self) -> int:
         """The most signed powers of two that one code is the sum of."""
-        return int(np.max(digits(np.asarray(self.values or (_WIDEST,)))))
+        return int(np.max(signed_digits.count(np.asarray(self.values or (_WIDEST,)))))
 
     def fault(self, codes: np.ndarray, axis: int | None) -> str:
         """What is wrong with codes that should be of this book, "" if nothing. axis: of the scales, or None.
@@ -90,26 +90,6 @@ def groups(codes: np.ndarray, axis: int) -> Iterator[np.ndarray]:
         yield rows[:, start : start + GROUP]
 
 
-def signed_digits(codes: np.ndarray) -> np.ndarray:
-    """Canonical signed digits of integers |q| <= 127: int8[8, ...] of -1, 0, 1, the digit of 2**p at index p.
-
-    No two neighbours are both different from 0, and no other form has fewer digits that are.
-    """
-    rest = codes.astype(np.int64)
-    planes = np.zeros((_PLANES, *codes.shape), np.int8)
-    for p in range(_PLANES):
-        digit = np.where(rest & 1, 2 - (rest & 3), 0)  # 1 or -1, so that the next digit is 0
-        planes[p] = digit
-        rest = (rest - digit) >> 1
-    return planes
-
-
-def digits(codes: np.ndarray) -> np.ndarray:
-    """How many signed powers of two each integer, |q| <= 127, is the sum of: int64, the least possible."""
-    return np.asarray(_DIGITS[np.abs(codes.astype(np.int64))])
-
-
-_DIGITS = np.sum(signed_digits(np.arange(128)) != 0, axis=0)
 _WIDEST = 85  # 1010101b: four digits, as many as any
 
 
@@ -122,7 +102,7 @@ CODEBOOKS: Mapping[str, Codebook] = {
     book.name: book
     for book in (
         Codebook(
-            "csd2", 8, tuple(int(m) for m in np.flatnonzero(_DIGITS <= 2)),
+            "csd2", 8, tuple(int(m) for m in np.flatnonzero(signed_digits.count(np.arange(128)) <= 2)),
             "8-bit integers of at most two signed digits: nearly lossless",
         ),
         Codebook("apot6", 6, _sums((0, 2, 16, 64), (0, 1, 8, 32), (0, 4)), "6 bits, three powers of two"),

@@ -19,7 +19,7 @@ from planish.passes.integer import IntegerBoundary, Integerize, QuantizeProducts
 from planish.passes.norms import FoldNorms, UnifyNorms
 from planish.passes.raising import OPTIONAL, RAISING
 from planish.passes.raising.projections import MergeProjections
-from planish.passes.shiftadd import AddAttention, MixExperts, ShiftAdd
+from planish.passes.shiftadd import AddAttention, DecodeWeights, MixExperts, ShiftAdd
 from planish.passes.tokens import CompressTokens
 
 cleanup = Pipeline(*(kind() for kind in CLEANUP))
@@ -82,6 +82,7 @@ PASSES: tuple[type[Pass], ...] = (
     CompressTokens,
     MixExperts,
     ShiftAdd,
+    DecodeWeights,
     HoistSlices,
     SplitProjections,
     Integerize,

@@ -182,6 +182,14 @@ def optimize(
             show_default=False,
         ),
     ] = None,
+    compare_forms: Annotated[
+        bool,
+        typer.Option(
+            "--compare-forms",
+            help="Also make the model in float32, 8 bits, 4 bits (MatMulNBits) and codebooks, and put a table of bits,"
+            " bytes, accuracy, speed on both runtimes and energy into the report. Takes minutes.",
+        ),
+    ] = False,
     profile: Annotated[
         str | None,
         typer.Option(
@@ -191,6 +199,14 @@ def optimize(
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail (exit 4) if recipe integer has to leave something in float.")
+    ] = False,
+    no_multiply: Annotated[
+        bool,
+        typer.Option(
+            "--no-multiply",
+            help="Write an integer model in shifts, additions, comparisons and look-ups only, and prove it: the same"
+            " integers, slower. Exit 4 if something has no such form.",
+        ),
     ] = False,
     verify: Annotated[bool, typer.Option(help="Compare the artifact with the original.")] = True,
     bench: Annotated[bool, typer.Option(help="Time the artifact against the original.")] = True,
@@ -252,7 +268,7 @@ def optimize(
             "source": model,
             "out": output,
             "pipeline": pipeline,
-            "target": job_options.chosen_target(target, isa, tune, buckets or []),
+            "target": job_options.chosen_target(target, isa, tune, buckets or [], multiply=not no_multiply),
             "shapes": {**shapes, **_shapes(model, shape)},
             "calib": calib,
             "calib_cache": calib_cache,
@@ -261,6 +277,7 @@ def optimize(
             "max_nmse": max_nmse,
             "recover": None if recover is None else job_options.seconds(recover),
             "verify_with": verify_with,
+            "compare_forms": compare_forms,
             "verify": verify,
             "bench": bench or min_speedup is not None,
             "threads": threads,

@@ -51,6 +51,13 @@ def inspect(
     no_boundary: Annotated[
         bool, typer.Option("--no-boundary", help="... not even inputs and outputs that are codes inside.")
     ] = False,
+    no_multiply: Annotated[
+        bool,
+        typer.Option("--no-multiply", help="Prove op by op that nothing is multiplied; exit 4 if something may be."),
+    ] = False,
+    energy: Annotated[
+        bool, typer.Option("--energy", help="Show the energy of one inference by layer, under a model of 45 nm chips.")
+    ] = False,
     tokens: Annotated[
         bool, typer.Option("--tokens", help="Show where the tokens of one input go when they are compressed ...")
     ] = False,
@@ -72,7 +79,7 @@ def inspect(
     as_json: _Json = False,
     debug: _Debug = False,
 ) -> None:
-    """Show what a model consists of, its text IR, why a rule didn't match, whether it is integer-only, or its tokens.
+    """Show what a model consists of, its text IR, why a rule didn't match, what it avoids, its energy, or its tokens.
 
     Example: planish inspect model.onnx --why fuse_layer_norm --at layer.0/norm1
     """
@@ -84,8 +91,10 @@ def inspect(
 
         if model.is_dir():
             model = model / MODEL_FILE
-        if integer_only:
-            _print_integers(model, no_boundary, as_json)
+        if integer_only or no_multiply:
+            from planish.tools.proof_screen import print_certificate, print_integers
+
+            (print_certificate if no_multiply else print_integers)(model, no_boundary, as_json)
             return
         shapes = _shapes(model, shape)
         if tokens:
@@ -107,39 +116,12 @@ def inspect(
         if ir:
             print(print_graph(graph, locs=True))
             return
+        if energy:
+            from planish.tools.energy_screen import print_energy
+
+            print_energy(graph, as_json)
+            return
         _print_summary(model, graph, as_json)
-
-
-def _print_integers(model: Path, no_boundary: bool, as_json: bool) -> None:
-    from planish.ir.errors import UnsupportedOp
-    from planish.tools.integer_only import inspect_integers
-
-    found = inspect_integers(model)
-    if as_json:
-        print(json.dumps(found.to_dict(), indent=2))
-    else:
-        console = Console()
-        console.print(Text(f"{model.name}: {found.verdict}", style="bold"))
-        if found.boundary:
-            console.print(Text(f"float at the border, codes inside: {', '.join(found.boundary)}"))
-        if found.offenders:
-            table = Table(box=None, pad_edge=False)
-            for column in ("node", "op", "tensor", "why"):
-                table.add_column(column, overflow="fold")
-            for row in found.offenders[:_SHOWN]:
-                table.add_row(Text(row.where), row.op, Text(row.tensor), row.reason)
-            console.print(table)
-            if len(found.offenders) > _SHOWN:
-                console.print(f"and {len(found.offenders) - _SHOWN} more; --json lists all")
-    if found.offenders or (no_boundary and found.boundary):
-        count = len(found.offenders) or len(found.boundary)
-        raise UnsupportedOp(
-            f"{model.name} is {found.verdict if found.offenders else 'float at its border'}: {count} offenders",
-            remedy="planish optimize --recipe integer-only, and look at what it skipped",
-        )
-
-
-_SHOWN = 20  # offenders on the screen
 
 
 def _print_why(rule: str, place: str, model: Path, pipeline: str, shapes: Any, as_json: bool) -> None:
@@ -203,8 +185,8 @@ def compare(
     """Compare what two models compute. Exit code 5 if they differ by more than the tolerance."""
     with reported(debug):
         from planish.ir.errors import MismatchError
+        from planish.tools.agreement import agreement
         from planish.tools.comparing import compare_files, comparison_table
-        from planish.tools.compiling import agreement
 
         verification, note = compare_files(_file(original), _file(candidate), calib, tolerance, seed)
         if as_json:

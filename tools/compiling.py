@@ -17,18 +17,18 @@ from planish.backends.targets import TARGETS, Target, target_named
 from planish.frontend import load
 from planish.frontend.calibration import CalibrationSet, InputSpec, open_calibration
 from planish.frontend.weights import check_weights
-from planish.ir.errors import GateError, MismatchError, UsageError
+from planish.ir.errors import GateError, UsageError
 from planish.ir.graph import Graph
 from planish.passes.base import Context, Observer, Pass, Pipeline, pipeline_exactness
-from planish.passes.exactness import Exactness
 from planish.passes.integer import Integerize
 from planish.passes.observers import VerifyEach
 from planish.passes.pipelines import RECIPES, parse_pipeline, recipe
 from planish.passes.rewrite import Fuel
-from planish.passes.shiftadd import MixExperts
+from planish.passes.shiftadd import MixExperts, ShiftAdd
 from planish.passes.tokens import CompressTokens
 from planish.tools import manifest as manifests
 from planish.tools.accuracy_control import Controlled, control, metric_named
+from planish.tools.agreement import mismatch, tolerance_of
 from planish.tools.artifact import artifact_folder
 from planish.tools.bars import CHANGING, check_bars, has, is_scheduled, split_after, with_bars
 from planish.tools.clock import TargetClock
@@ -38,7 +38,7 @@ from planish.tools.model_stats import ModelStats, bytes_of, graph_ops
 from planish.tools.progress import Progress, Silent
 from planish.tools.samples import input_specs, random_feeds, single_sample
 from planish.tools.unifying import recovering
-from planish.tools.verify import ROUNDING, Tolerance, Verification, first_divergence, verify
+from planish.tools.verify import Verification, verify
 from planish.tools.writing import Written, write_for
 
 CALIBRATION_BATCH = 8  # samples per feed of calibration: memory stays small whatever the number of samples
@@ -57,6 +57,7 @@ class Job:
     max_nmse: error of the outputs over their variance that replaced norms or fewer tokens may cause, None for the
       pass's own bar.
     recover: seconds to train layers around what was replaced for, against the original; None doesn't.
+    compare_forms: also make the model in other number formats, and put a table of all of them into the report.
     verify: compare artifact and original; bench: time both. threads: of ONNX Runtime while timing.
     min_speedup: fail (exit code 6) if the artifact isn't that many times faster.
     """
@@ -73,6 +74,7 @@ class Job:
     max_drop: float | None = None
     max_nmse: float | None = None
     recover: float | None = None
+    compare_forms: bool = False
     verify: bool = True
     bench: bool = True
     threads: int = 1
@@ -219,6 +221,8 @@ class _Run:
                 controlled=controlled,
             )
             outcome = self._checked(outcome, folder, graph, inputs)
+            if job.compare_forms:
+                self.context.reports.append(self._forms(outcome, inputs))
             with self._stage("manifest"):
                 manifests.write_manifest(folder, describe(outcome, folder, graph))
                 if outcome.measurements is not None:
@@ -254,7 +258,8 @@ class _Run:
             return job
         if job.verify_with is not None:
             context.evaluation = self._samples(job.verify_with, inputs)
-        if job.max_drop is not None or job.metric is not None:
+        labelled = getattr(context.evaluation or context.calibration, "labels", None) is not None
+        if job.max_drop is not None or job.metric is not None or (labelled and has(pipeline, ShiftAdd)):
             context.metric = metric_named(job.metric)
         if job.recover is not None:
             context.recover = recovering(job.recover, job.seed, self.progress.stage, self.progress.advance)
@@ -329,7 +334,7 @@ class _Run:
                     on_progress=self.progress.advance,
                 )
             if not verification.passed:
-                raise _mismatch(job, artifact, feeds, verification)
+                raise mismatch(job, artifact, feeds, verification)
         if job.bench:
             with self._stage("time"):
                 measurements = measure_models(
@@ -346,6 +351,22 @@ class _Run:
                 )
         return replace(outcome, verification=verification, measurements=measurements, unverified=reason)
 
+    def _forms(self, outcome: Outcome, inputs: Mapping[str, InputSpec]) -> object:
+        """The model in several number formats."""
+        from planish.tools.forms import compare_forms  # it optimizes by what this module defines
+
+        job, data = self.job, outcome.data
+        if data is None:
+            raise UsageError("--compare-forms needs data", remedy="give some with --calib")
+        evaluation = self._samples(job.verify_with or job.calib or "", inputs)
+        asked = next((step for step in job.pipeline.leaves() if isinstance(step, ShiftAdd)), None)
+        with self._stage("compare forms"):
+            sample = single_sample(next(iter(data)), inputs)
+            return compare_forms(
+                job.source, asked, data, evaluation, sample,
+                threads=job.threads, seed=job.seed, on_stage=self.progress.stage,
+            )  # fmt: skip
+
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         self.progress.stage(name)
@@ -357,40 +378,3 @@ class _Run:
 def resolve_pipeline(text: str) -> Pipeline:
     """The pipeline that a recipe name, several joined with "+", or a pipeline text means."""
     return recipe(text) if all(name in RECIPES for name in text.split("+")) else parse_pipeline(text)
-
-
-def tolerance_of(exactness: Exactness) -> Tolerance:
-    """What verification allows a pipeline: at least rounding, since runtimes fuse what remains in their own ways."""
-    if exactness.min_sqnr_db is not None:
-        return Tolerance(min_sqnr_db=exactness.min_sqnr_db)
-    return Tolerance(max(exactness.atol, ROUNDING.atol), max(exactness.rtol, ROUNDING.rtol))
-
-
-def _mismatch(job: Job, artifact: Path, feeds: CalibrationSet, verification: Verification) -> MismatchError:
-    worst = next(feed for i, feed in enumerate(feeds) if i == verification.worst_feed)
-    place = None  # machine code has no values inside to look at
-    if not job.target.compiled:
-        place = first_divergence(job.source, artifact, worst, tolerance=verification.tolerance)
-    return MismatchError(
-        f"the artifact computes something else than the original: {agreement(verification)}",
-        where=str(place) if place else "",
-        remedy="find the pass at fault with --skip-pass, and report it; nothing was written",
-    )
-
-
-def agreement(verification: Verification) -> str:
-    """One sentence on how well artifact and original agree."""
-    parts = list(verification.problems)
-    for row in verification.rows:
-        if row.problem or row.note:
-            parts.append(f"{row.name}: {row.problem or row.note}")
-            continue
-        text = f"{row.name}: max abs difference {row.max_abs:.2g}"
-        if row.max_abs:
-            text += f", SQNR {row.sqnr_db:.0f} dB"
-        if row.top1_agreement is not None:
-            text += f", same top-1 on {100 * row.top1_agreement:.2f} %"
-        if row.accuracy_original is not None and row.accuracy_artifact is not None:
-            text += f", accuracy {100 * row.accuracy_original:.2f} % -> {100 * row.accuracy_artifact:.2f} %"
-        parts.append(text)
-    return "; ".join(parts)

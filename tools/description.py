@@ -10,6 +10,7 @@ import planish
 from planish.ir.graph import Graph
 from planish.ir.types import TensorType
 from planish.passes.judging import Distance
+from planish.passes.shiftadd.report import ShiftAddReport
 from planish.passes.tokens.report import CompressReport
 from planish.tools import manifest as manifests
 from planish.tools.boundary import Boundary
@@ -64,6 +65,7 @@ def describe(outcome: Outcome, folder: Path, graph: Graph) -> manifests.Manifest
         outputs=tuple(entry(n, v.type) for n, v in zip(names, graph.outputs, strict=True)),
         passes=tuple(passes),
         tokens=tuple(_tokens(report) for report in outcome.context.reports if isinstance(report, CompressReport)),
+        codebooks=tuple(_codebooks(r) for r in outcome.context.reports if isinstance(r, ShiftAddReport)),
         seed=job.seed,
         calibration=None if data is None else manifests.CalibrationEntry(source=data.source, digest=data.digest()),
         verification=None if outcome.verification is None else outcome.verification.to_dict(),
@@ -84,6 +86,17 @@ def _tokens(report: CompressReport) -> manifests.TokensEntry:
         chosen=None if result is None else _distance(result.chosen),
         reported=None if result is None or result.reported is None else _distance(result.reported),
         refused=report.refused,
+    )
+
+
+def _codebooks(report: ShiftAddReport) -> manifests.CodebooksEntry:
+    return manifests.CodebooksEntry(
+        layers=tuple((layer.name, layer.codebook) for layer in report.layers),
+        bits=report.bits,
+        energy=report.energy,
+        budget=report.budget,
+        chosen=_distance(report.chosen),
+        reported=_distance(report.reported),
     )
 
 

@@ -17,7 +17,7 @@ from planish.ir.errors import FrontendError
 Verdict = Literal["fully integer", "integer between its boundaries", "not integer-only"]
 
 _NAMES = {number: name for name, number in TensorProto.DataType.items()}
-_FLOATS = {n for n, name in _NAMES.items() if "FLOAT" in name or name in ("DOUBLE", "COMPLEX64", "COMPLEX128")}
+FLOATS = {n for n, name in _NAMES.items() if "FLOAT" in name or name in ("DOUBLE", "COMPLEX64", "COMPLEX128")}
 _HIDDEN = {
     "Pow": "ONNX Runtime computes integer powers in double",
     "DynamicQuantizeLinear": "it finds a float scale",
@@ -53,22 +53,27 @@ class Inspection:
 
 def inspect_integers(path: Path) -> Inspection:
     """Look at every tensor and op of the file, subgraphs included. Raises FrontendError if it can't be read."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="planish-") as folder:
-            inferred = Path(folder) / "inferred.onnx"
-            onnx.shape_inference.infer_shapes_path(str(path), str(inferred))
-            model = onnx.load(inferred, load_external_data=False)
-    except Exception as error:  # onnx raises several unrelated types
-        raise FrontendError(f"can't read the model: {error}", where=str(path), remedy="give an ONNX file") from error
-    border = _Border(model.graph)
-    offenders = list(_graph_offenders(model.graph, border.tensors, border.nodes, ""))
+    model = read_inferred(path)
+    border = Border(model.graph)
+    offenders = list(graph_offenders(model.graph, border.tensors, border.nodes, ""))
     names = tuple(border.names)
     if offenders:
         return Inspection("not integer-only", names, tuple(offenders))
     return Inspection("integer between its boundaries" if names else "fully integer", names, ())
 
 
-class _Border:
+def read_inferred(path: Path) -> onnx.ModelProto:
+    """The model with the types that ONNX infers, without data kept beside it. Raises FrontendError if that fails."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="planish-") as folder:
+            inferred = Path(folder) / "inferred.onnx"
+            onnx.shape_inference.infer_shapes_path(str(path), str(inferred))
+            return onnx.load(inferred, load_external_data=False)
+    except Exception as error:  # onnx raises several unrelated types
+        raise FrontendError(f"can't read the model: {error}", where=str(path), remedy="give an ONNX file") from error
+
+
+class Border:
     """Float inputs that are only quantized, float outputs that are only dequantized, and the tensors on the way."""
 
     def __init__(self, graph: GraphProto):
@@ -76,17 +81,17 @@ class _Border:
         self.tensors: set[str] = set()
         self.nodes: set[int] = set()
         self._constants = {t.name for t in graph.initializer}
-        self._types = _types(graph)
+        self._types = tensor_types(graph)
         self._readers: dict[str, list[NodeProto]] = defaultdict(list)
         self._makers = {name: node for node in graph.node for name in node.output}
         for node in graph.node:
             for name in node.input:
                 self._readers[name].append(node)
         for value in graph.input:
-            if value.type.tensor_type.elem_type in _FLOATS and value.name not in self._constants:
+            if value.type.tensor_type.elem_type in FLOATS and value.name not in self._constants:
                 self._keep(value.name, self._encoding(value.name))
         for value in graph.output:
-            if value.type.tensor_type.elem_type in _FLOATS:
+            if value.type.tensor_type.elem_type in FLOATS:
                 self._keep(value.name, self._decoding(value.name))
 
     def _keep(self, name: str, found: tuple[set[str], set[int]] | None) -> None:
@@ -106,8 +111,8 @@ class _Border:
                 if any(n not in self._constants for n in others):
                     return None
                 nodes.add(id(node))
-                tensors |= {n for n in others if self._types.get(n) in _FLOATS}
-                if node.op_type == "QuantizeLinear" or self._types.get(node.output[0]) not in _FLOATS:
+                tensors |= {n for n in others if self._types.get(n) in FLOATS}
+                if node.op_type == "QuantizeLinear" or self._types.get(node.output[0]) not in FLOATS:
                     continue
                 if node.op_type not in _ENCODING:
                     return None
@@ -126,24 +131,26 @@ class _Border:
             return None
         for real, scale in (tuple(node.input), tuple(reversed(node.input))):
             cast = self._makers.get(real)
-            whole = cast is not None and cast.op_type == "Cast" and self._types.get(cast.input[0]) not in _FLOATS
+            whole = cast is not None and cast.op_type == "Cast" and self._types.get(cast.input[0]) not in FLOATS
             if cast is not None and whole and scale in self._constants and len(self._readers[real]) == 1:
                 return {name, real, scale}, {id(node), id(cast)}
         return None
 
 
-def _types(graph: GraphProto) -> dict[str, int]:
+def tensor_types(graph: GraphProto) -> dict[str, int]:
+    """Element types by name, as far as they are known."""
     found = {t.name: t.data_type for t in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         found[value.name] = value.type.tensor_type.elem_type
     return found
 
 
-def _graph_offenders(graph: GraphProto, allowed: set[str], nodes: set[int], prefix: str) -> Iterator[Offender]:
-    types = _types(graph)
+def graph_offenders(graph: GraphProto, allowed: set[str], nodes: set[int], prefix: str) -> Iterator[Offender]:
+    """Float tensors other than `allowed`, and ops other than `nodes` (by id) that compute in floats or unknown ways."""
+    types = tensor_types(graph)
     makers = {name: node for node in graph.node for name in node.output}
     for name, number in types.items():
-        if number in _FLOATS and name not in allowed:
+        if number in FLOATS and name not in allowed:
             maker = makers.get(name)
             yield Offender(prefix + (maker.name or name if maker else name), maker.op_type if maker else "constant"
                            if any(t.name == name for t in graph.initializer) else "input", name,
@@ -163,7 +170,7 @@ def _graph_offenders(graph: GraphProto, allowed: set[str], nodes: set[int], pref
 
 def _attribute_offenders(attribute: AttributeProto, node: NodeProto, place: str) -> Iterator[Offender]:
     for tensor in (attribute.t, *attribute.tensors):
-        if tensor.data_type in _FLOATS:
+        if tensor.data_type in FLOATS:
             yield Offender(place, node.op_type, attribute.name, f"the attribute is {_NAMES[tensor.data_type].lower()}")
     for graph in (attribute.g, *attribute.graphs):
-        yield from _graph_offenders(graph, set(), set(), f"{place}/{attribute.name}/")
+        yield from graph_offenders(graph, set(), set(), f"{place}/{attribute.name}/")

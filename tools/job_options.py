@@ -15,9 +15,16 @@ from planish.tools.bars import has
 from planish.tools.buckets import parse_buckets
 
 
-def chosen_target(name: str, isa: str | None, tune: str | None, buckets: list[str]) -> Target:
-    """The target of that name, for that instruction set and those sizes, with its tilings measured for so long."""
+def chosen_target(name: str, isa: str | None, tune: str | None, buckets: list[str], *, multiply: bool = True) -> Target:
+    """The target of that name, for that instruction set and those sizes, with its tilings measured for so long.
+
+    multiply: False writes integer graphs without multiplications.
+    """
     target = target_named(name)
+    if not multiply:
+        if target.compiled:
+            raise UsageError("--no-multiply writes ONNX", remedy="add --target ort-cpu")
+        target = replace(target, spellings=replace(target.spellings, multiply=False))
     for option, value in (("--isa", isa), ("--tune", tune), ("--buckets", buckets or None)):
         if value is not None and not target.compiled:
             raise UsageError(f"{option} is for targets that compile", remedy="add --target tvm-cpu")

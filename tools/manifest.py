@@ -97,6 +97,21 @@ class TokensEntry(_Record):
     refused: dict[str, str] = {}
 
 
+class CodebooksEntry(_Record):
+    """Weights in codebooks: that of each layer by name, in order ("" where it keeps its floats).
+
+    bits: stored per weight on average, with scales. energy: of the operations over that of 8-bit integers. chosen,
+    reported: as of tokens.
+    """
+
+    layers: tuple[tuple[str, str], ...]
+    bits: float
+    energy: float
+    budget: str
+    chosen: dict[str, float | None]
+    reported: dict[str, float | None]
+
+
 class Manifest(_Record):
     """Everything that is reproducible about an artifact."""
 
@@ -113,6 +128,7 @@ class Manifest(_Record):
     outputs: tuple[ValueEntry, ...]
     passes: tuple[PassEntry, ...] = ()
     tokens: tuple[TokensEntry, ...] = ()
+    codebooks: tuple[CodebooksEntry, ...] = ()
     seed: int = 0
     calibration: CalibrationEntry | None = None
     verification: dict[str, Any] | None = None

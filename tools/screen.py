@@ -14,10 +14,13 @@ from rich.text import Text
 
 from planish.passes.norms.unify_report import UnifyReport
 from planish.passes.shiftadd.add_attention import AddAttentionReport
+from planish.passes.shiftadd.report import ShiftAddReport
 from planish.passes.tokens.report import CompressReport
-from planish.tools import attention_screen, token_screen
+from planish.tools import attention_screen, codebook_screen, forms_screen, token_screen
 from planish.tools.accuracy_control import Controlled, table_rows
-from planish.tools.compiling import Outcome, agreement
+from planish.tools.agreement import agreement
+from planish.tools.compiling import Outcome
+from planish.tools.forms import FormsReport
 from planish.tools.measure import Measurements
 from planish.tools.recovery.recover import Recovery
 from planish.tools.token_screen import error_cells
@@ -62,6 +65,10 @@ def render(outcome: Outcome, *, times: bool = False) -> Group:
             parts += token_screen.tables(report)
         elif isinstance(report, AddAttentionReport):
             parts.append(attention_screen.table(report))
+        elif isinstance(report, ShiftAddReport):
+            parts += codebook_screen.tables(report)
+        elif isinstance(report, FormsReport):
+            parts.append(forms_screen.table(report))
     parts.append(_summary(outcome))
     return Group(*parts)
 
@@ -206,6 +213,8 @@ def _summary(outcome: Outcome) -> Panel:
     for report in outcome.context.reports:
         if isinstance(report, CompressReport):
             grid.add_row("tokens", token_screen.summary(report))
+        elif isinstance(report, ShiftAddReport):
+            grid.add_row("weights", codebook_screen.summary(report))
     grid.add_row("agreement", _agreement(outcome.verification, outcome.unverified))
     if outcome.measurements is not None:
         grid.add_row("speed", speed_line(outcome.measurements))
@@ -258,6 +267,8 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "norms": [r.to_dict() for r in outcome.context.reports if isinstance(r, UnifyReport)],
         "tokens": [r.to_dict() for r in outcome.context.reports if isinstance(r, CompressReport)],
         "attention": [r.to_dict() for r in outcome.context.reports if isinstance(r, AddAttentionReport)],
+        "codebooks": [r.to_dict() for r in outcome.context.reports if isinstance(r, ShiftAddReport)],
+        "forms": [r.to_dict() for r in outcome.context.reports if isinstance(r, FormsReport)],
         "tokens_refused": [asdict(refused) for refused in token_screen.refusals(outcome.context.records)],
         "accuracy": None if outcome.controlled is None else _accuracy(outcome.controlled),
         "measurements": None if outcome.measurements is None else outcome.measurements.to_dict(),

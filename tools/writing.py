@@ -13,8 +13,10 @@ from planish.backends.tvm.cpu import cpu_flags
 from planish.ir.errors import UnsupportedOp, UsageError
 from planish.ir.graph import Graph
 from planish.passes.base import Context
+from planish.passes.shiftadd import DecodeWeights
 from planish.tools.buckets import batch_of, variants_of
 from planish.tools.measure import cpu_name
+from planish.tools.no_multiply import certified
 from planish.tools.sessions import MODEL_FILE
 
 
@@ -48,7 +50,10 @@ def write_for(
     """
     if not target.compiled:
         model = write(graph, folder / MODEL_FILE, opset=opset, spellings=target.spellings)
-        return Written(folder / MODEL_FILE, tuple(model.files), model.ops, model.opset, model.opset_reason)
+        note = model.opset_reason
+        if not target.spellings.multiply:
+            note += f"; {certified(folder / MODEL_FILE).summary}"
+        return Written(folder / MODEL_FILE, tuple(model.files), model.ops, model.opset, note)
     try:
         from planish.backends.tvm.isa import isa_named
         from planish.backends.tvm.library import write_library
@@ -58,8 +63,10 @@ def write_for(
         raise UnsupportedOp(
             f"target {target} needs TVM: {error}", remedy='pip install "planish[tvm]", or take target ort-cpu'
         ) from error
-    isa = isa_named(target.isa)
-    variants, schedule = variants_of(graph, target.buckets, Context(target=target.name)), Schedule()
+    isa, context = isa_named(target.isa), Context(target=target.name)
+    plain, _ = graph.clone()
+    DecodeWeights().run(plain, context)
+    variants, schedule = variants_of(plain, target.buckets, context), Schedule()
     if target.tune:
         if not isa.features <= cpu_flags():
             raise UsageError(f"can't measure {isa.name} on this CPU", remedy="leave out --tune, or --isa")

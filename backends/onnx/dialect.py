@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from planish.ir import ops
@@ -24,6 +24,7 @@ class Spellings:
     contrib: ONNX Runtime's own ops may stand in where the operator set lacks the standard one.
     unskipped: a sum that a layer normalisation alone reads is a Sum of two operands, which ONNX Runtime leaves alone;
     it makes one SkipLayerNormalization of an Add and the normalisation.
+    multiply: False writes integer ops in shifts, additions, comparisons and look-ups only, and refuses all others.
     """
 
     attention: Choice = "standard"
@@ -35,6 +36,7 @@ class Spellings:
     rotary: Choice = "standard"
     contrib: bool = False
     unskipped: bool = False
+    multiply: bool = True
 
 
 STANDARD = Spellings(swish="primitives")
@@ -56,6 +58,8 @@ for one row of 96). SkipSimplifiedLayerNormalization, which the runtime doesn't 
 0.8 to 1.1 times as long as the two for one row, 1 to 2 times from 64 rows on.
 """
 
+NO_MULTIPLY = replace(ORT_CPU, multiply=False)
+"""The certificate: the same integers, by shifts, additions, comparisons and look-ups."""
 
 _LIFTED = (
     *(ops.IntLinear, ops.IntLinearDequantize, ops.IntMatMul, ops.IntAddMatMul),

@@ -50,6 +50,7 @@ class Emitter:
         self._node_names = Names()
         self._unnamed: list[onnx.Value] = []
         self._sweepable: set[int] = set()
+        self._spared: set[int] = set()
         self._loc = Loc()
 
     @property
@@ -116,6 +117,10 @@ class Emitter:
         lowered = [self.values[result] for result in present]
         return lowered[0] if len(lowered) == 1 else lowered
 
+    def spare(self, x: onnx.Value | None) -> None:
+        """A constant operand that a lowering has in another form: `sweep` takes it out unless something reads it."""
+        self._spared.add(id(x))
+
     def unsupported(self, what: str) -> None:
         """Raise UnsupportedOp: `what` can't be said in this operator set."""
         raise UnsupportedOp(
@@ -124,12 +129,20 @@ class Emitter:
             remedy="write the model with a newer operator set",
         )
 
+    def refuse(self, what: str) -> None:
+        """Raise UnsupportedOp: `what` has no form without multiplications."""
+        raise UnsupportedOp(
+            f"{what} has no form without multiplications",
+            where=str(self._loc),
+            remedy="leave out --no-multiply, or keep this op out of the graph: --recipe integer has such forms",
+        )
+
     # for the writer
 
     def sweep(self, outputs: Iterable[onnx.Value]) -> None:
-        """Take out nodes of lowerings that offered several forms, where nobody reads them."""
+        """Take out nodes of lowerings that offered several forms, and spared constants, where nobody reads them."""
         kept = {id(value) for value in outputs}
-        alive, freed = [], set()
+        alive, freed = [], set(self._spared)
         for node in reversed(self.nodes):
             if id(node) not in self._sweepable or any(id(v) in kept or v.uses() for v in node.outputs):
                 alive.append(node)
@@ -169,7 +182,8 @@ class Emitter:
 
     def _lower(self, node: Node) -> Sequence[onnx.Value]:
         if (lowering := self._lowerings.get(type(node.op))) is None:
-            self.unsupported(node.op.name)
+            name = getattr(node.op, "op_type", node.op.name)  # of a node that is carried through
+            (self.unsupported if self.dialect.spellings.multiply else self.refuse)(name)
             raise AssertionError  # unreachable; keeps type checkers content
         made = lowering(self, node, [None if v is None else self.values[v] for v in node.operands])
         return [made] if isinstance(made, onnx.Value) else made

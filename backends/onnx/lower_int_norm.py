@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as onnx
 
+from planish.backends.onnx.casts import cast, i64
 from planish.backends.onnx.emitter import Emitter, Lowered, Lowering
-from planish.backends.onnx.lower_integer import cast, centred, i64, saturated, shift_right
+from planish.backends.onnx.lower_integer import centred, saturated, shift_right
 from planish.ir import dtypes, ops
 from planish.ir.fixedpoint import NEWTON_STEPS
 from planish.ir.graph import Node

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as onnx
 
+from planish.backends.onnx.casts import cast, i64
 from planish.backends.onnx.emitter import Emitter, Lowered, Lowering
-from planish.backends.onnx.lower_integer import cast, centred, i64, looked_up
+from planish.backends.onnx.lower_integer import centred, looked_up
 from planish.ir import dtypes, ops
 from planish.ir.graph import Node
 from planish.ir.op import Op
@@ -26,7 +27,7 @@ def _row_max(e: Emitter, x: onnx.Value) -> onnx.Value:
     return e.op("ReduceMax", x, axes=(-1,), keepdims=1)
 
 
-def _below_max(e: Emitter, x: onnx.Value, entries: int) -> onnx.Value:
+def below_max(e: Emitter, x: onnx.Value, entries: int) -> onnx.Value:
     """min(row max - x, entries - 1) of int32."""
     return e.op("Min", e.op("Sub", _row_max(e, x), x), _i32(e, entries - 1))
 
@@ -38,7 +39,7 @@ def _exp(e: Emitter, node: Node, x: Operands) -> Lowered:
     keep = x[1] if len(x) > 1 else None
     if keep is not None:
         codes = e.op("Where", keep, codes, _i32(e, type_.dtype.min))
-    distance = _below_max(e, codes, EXP_ENTRIES)
+    distance = below_max(e, codes, EXP_ENTRIES)
     y = looked_up(e, op.table(type_).astype(np.uint8), distance, node.result)
     return y if keep is None else e.op("Where", keep, y, e.constant(np.asarray(0, np.uint8), "integer"))
 
@@ -55,7 +56,7 @@ def _softmax(e: Emitter, node: Node, x: Operands) -> Lowered:
     def number(n: int) -> onnx.Value:
         return e.constant(np.asarray(n, wide.storage), "integer")
 
-    distance = _below_max(e, cast(e, x[0], dtypes.i32), len(table))
+    distance = below_max(e, cast(e, x[0], dtypes.i32), len(table))
     power = looked_up(e, table.astype(wide.storage), distance, node.result)
     total = e.op("ReduceSum", power, e.ints((-1,)), keepdims=1)
     dividend = e.op("Add", e.op("Mul", power, number(op.levels)), e.op("Div", total, number(2)))

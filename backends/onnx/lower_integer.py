@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as onnx
 
+from planish.backends.onnx.casts import cast, i64
 from planish.backends.onnx.emitter import Emitter, Lowered, Lowering
-from planish.backends.onnx.types import onnx_dtype
+from planish.backends.onnx.shift_arithmetic import times
 from planish.ir import dtypes, ops
 from planish.ir.dtypes import DType
 from planish.ir.fixedpoint import Dyadic
@@ -21,16 +22,6 @@ from planish.ir.types import TensorType
 
 Operands = list["onnx.Value | None"]
 _OFFSET = 62  # the power of two that makes 64-bit products non-negative
-
-
-def cast(e: Emitter, x: onnx.Value | None, to: DType) -> onnx.Value:
-    """The value with another element type; integers wrap."""
-    return e.op("Cast", x, to=int(onnx_dtype(to)))
-
-
-def i64(e: Emitter, numbers: object) -> onnx.Value:
-    """A constant of dtype int64."""
-    return e.constant(np.asarray(numbers, np.int64), "integer")
 
 
 def centred(e: Emitter, x: onnx.Value | None, type_: TensorType, to: DType = dtypes.i64) -> onnx.Value:
@@ -55,6 +46,9 @@ def rescaled(e: Emitter, x: onnx.Value | None, type_: TensorType, factor: Dyadic
     q = centred(e, x, type_)
     if factor.is_one:
         return e.op("Add", q, i64(e, add)) if add else q
+    if not e.dialect.spellings.multiply:
+        scaled = cast(e, times(e, cast(e, q, dtypes.u64), factor.multiplier), dtypes.i64)
+        return shift_right(e, scaled, factor.shift, add)
     multiplier = e.constant(factor.multiplier.astype(np.int32), "multiplier")  # half as large in the file
     return shift_right(e, e.op("Mul", q, cast(e, multiplier, dtypes.i64)), factor.shift, add)
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as onnx
 
+from planish.backends.onnx.casts import cast, i64
 from planish.backends.onnx.emitter import Emitter, Lowered, Lowering
 from planish.backends.onnx.lower_int_norm import isqrt
-from planish.backends.onnx.lower_integer import cast, centred, i64
+from planish.backends.onnx.lower_integer import centred
 from planish.ir import dtypes, ops
 from planish.ir.dtypes import DType
 from planish.ir.graph import Node
@@ -149,14 +150,14 @@ def _place(e: Emitter, node: Node, x: Operands) -> Lowered:
     keep, source, into = x
     kept = int(node.inputs[0].tensor.dims[1])
     every = e.op("Concat", keep, source, axis=1)
-    places = e.op("Add", e.op("Mul", keep, i64(e, 0)), i64(e, np.arange(kept)))
+    places = e.op("Add", e.op("Sub", keep, keep), i64(e, np.arange(kept)))
     return e.op("ScatterElements", every, every, e.op("Concat", places, into, axis=1), axis=1)
 
 
 def _for_each_sample(e: Emitter, like: onnx.Value, index: onnx.Value) -> onnx.Value:
     """Constant indices [1, K, ...] for each sample of `like` [B, ...], whose batch isn't known."""
     first = e.op("Slice", like, *map(e.ints, ((0,), (1,), (1,))))
-    return e.op("Add", e.op("Mul", first, i64(e, 0)), index)
+    return e.op("Add", e.op("Sub", first, first), index)
 
 
 def _rows(e: Emitter, x: onnx.Value | None, index: onnx.Value | None) -> onnx.Value:

@@ -58,8 +58,11 @@ def _binary_coded(e: Emitter, rows: np.ndarray, book: Codebook, name: str) -> on
     table = e.op("Reshape", e.op("Concat", positive, e.op("Neg", positive), axis=-1), e.ints((-1,)))
     number = e.op("Cast", _numbers(e, numbers.reshape(-1), book.bits, name), to=int(onnx.DataType.INT32))
     shaped = e.op("Reshape", number, e.ints(groups.shape))
-    first = np.arange(channels * count, dtype=np.int32).reshape(channels, count, 1) << book.bits
-    found = e.op("Gather", table, e.op("Add", shaped, e.constant(first, "first")))
+    bounds = (
+        e.constant(np.asarray(n, np.int32), "integer") for n in (0, channels * count << book.bits, 1 << book.bits)
+    )
+    first = e.op("Reshape", e.op("Range", *bounds), e.ints((channels, count, 1)))
+    found = e.op("Gather", table, e.op("Add", shaped, first))
     flat = e.op("Reshape", found, e.ints((channels, count * GROUP)))
     return flat if depth == count * GROUP else e.op("Slice", flat, e.ints((0,)), e.ints((depth,)), e.ints((1,)))
 

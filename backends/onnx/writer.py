@@ -26,6 +26,7 @@ from planish.backends.onnx import (
     lower_tokens,
     packed_codes,
     stream,
+    without_multiply,
 )
 from planish.backends.onnx.carry import carry, inner_names
 from planish.backends.onnx.dialect import ORT_CPU, Dialect, Spellings
@@ -114,7 +115,11 @@ def write(
 def _build(graph: Graph, choice: OpsetChoice, spellings: Spellings) -> onnx.Model:
     interface = Interface(graph)
     names = Names(interface.names | set(inner_names(graph)))
-    e = Emitter(Dialect(choice.opset, spellings), names, LOWERINGS, packed_codes.unpacked)
+    dialect = Dialect(choice.opset, spellings)
+    if spellings.multiply:
+        e = Emitter(dialect, names, LOWERINGS, packed_codes.unpacked)
+    else:
+        e = Emitter(dialect, names, without_multiply.LOWERINGS)
     inputs = [interface.value(value.hint, value) for value in graph.inputs]
     e.values.update(zip(graph.inputs, inputs, strict=True))
     wishes = interface.output_wishes

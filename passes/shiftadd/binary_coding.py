@@ -11,11 +11,11 @@ from itertools import product
 
 import numpy as np
 
-from planish.ir.codebooks import digits
+from planish.ir import signed_digits
 
 _ROUNDS = 12
 _TERMS = 3  # powers of two in a level: with one, 2 to 7 dB are lost
-_LEVELS = np.flatnonzero(digits(np.arange(128)) <= _TERMS)
+_LEVELS = np.flatnonzero(signed_digits.count(np.arange(128)) <= _TERMS)
 _NEAREST = _LEVELS[np.searchsorted((_LEVELS[1:] + _LEVELS[:-1]) / 2, np.arange(128))]
 _MOST = 127
 

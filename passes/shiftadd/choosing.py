@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planish.ir.codebooks import digits
+from planish.ir import signed_digits
 from planish.passes.shiftadd.layers import Coded, Layer
 
 FLOAT_BITS = 32
@@ -40,7 +40,7 @@ def _bits(layer: Layer, found: Coded | None) -> float:
 
 
 def _energy(layer: Layer, found: Coded | None) -> float:
-    each = FLOAT_PJ if found is None else float(np.mean(digits(found.codes))) * DIGIT_PJ
+    each = FLOAT_PJ if found is None else float(np.mean(signed_digits.count(found.codes))) * DIGIT_PJ
     return layer.products * each
 
 

@@ -18,6 +18,7 @@ from planish.passes.shiftadd.binary_coding import levels_of, nearest_level
 _BLOCK = 128  # rows whose errors are taken off the rows behind them together
 _DAMPING = 0.01  # of the mean variance, so that directions that samples don't show stay bounded
 _STEPS = np.geomspace(0.25, 1.1, 48)  # of the scale at which the largest weight gets the largest code
+_REFINEMENTS = 4  # of the best of them, by least squares
 _SAMPLED = 512  # rows that scales are searched on, where there are more
 _ROUNDS = 2  # of sweeps; in between, scales are fitted to the codes
 
@@ -116,15 +117,18 @@ def _searched(w: np.ndarray, book: Codebook, weight: np.ndarray) -> np.ndarray:
     largest = np.maximum(np.max(np.abs(w), axis=0), 1e-12)
     if book.values is None:
         return np.asarray(largest / 127)
-    top = largest / book.values[-1]
     chosen = slice(None) if len(w) <= _SAMPLED else np.linspace(0, len(w) - 1, _SAMPLED).astype(np.int64)
     rows, weight = w[chosen], weight[chosen]
     rounded = _rounder(book)
+    top = largest / book.values[-1]
     best, least = top, np.full(w.shape[1], np.inf)
     for step in _STEPS:
-        scales = top * step
-        error = weight @ (rounded(rows / scales) * scales - rows) ** 2
-        best, least = np.where(error < least, scales, best), np.minimum(error, least)
+        error = weight @ (rounded(rows / (top * step)) * (top * step) - rows) ** 2
+        best, least = np.where(error < least, top * step, best), np.minimum(error, least)
+    for _ in range(_REFINEMENTS):
+        codes = rounded(rows / best).astype(np.float64)
+        square, mixed = weight @ codes**2, weight @ (codes * rows)
+        best = np.where((square > 0) & (mixed > 0), mixed / np.maximum(square, 1e-300), best)
     return np.asarray(best)
 
 

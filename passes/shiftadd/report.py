@@ -11,7 +11,8 @@ from planish.passes.judging import Distance
 @dataclass(frozen=True)
 class LayerFinding:
     """One layer. codebook: "" if its weights stay floats. elements: of its weights. digits: signed powers of two per
-    weight, on average. noise_db: signal-to-noise ratio of its results on samples that nothing was fitted on.
+    weight, on average. noise_db: signal-to-noise ratio of its results on samples that nothing was fitted on; None where
+    there is no noise.
     """
 
     name: str
@@ -19,7 +20,7 @@ class LayerFinding:
     elements: int
     bits: float
     digits: float
-    noise_db: float
+    noise_db: float | None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from planish.ir import ops
-from planish.ir.codebooks import CODEBOOKS, Codebook, digits
+from planish.ir import ops, signed_digits
+from planish.ir.codebooks import CODEBOOKS, Codebook
 from planish.ir.errors import GateError, UsageError
 from planish.ir.graph import Graph, Node
 from planish.passes.base import Context, Pass
@@ -261,8 +261,8 @@ class _Run:
 def _finding(layer: Layer, found: Coded | None) -> LayerFinding:
     size = layer.weights.size
     if found is None:
-        return LayerFinding(layer.name, "", size, 32.0, 0.0, math.inf)
-    noise = math.inf if found.noise == 0 else -10 * math.log10(found.noise)
+        return LayerFinding(layer.name, "", size, 32.0, 0.0, None)
+    noise = None if found.noise <= 0 else -10 * math.log10(found.noise)
     return LayerFinding(
-        layer.name, found.book.name, size, found.bits / size, float(np.mean(digits(found.codes))), noise
+        layer.name, found.book.name, size, found.bits / size, float(np.mean(signed_digits.count(found.codes))), noise
     )

@@ -47,10 +47,10 @@ def per_channel(array: np.ndarray, axis: int, low: float = 1e-3, high: float = 1
     return Data(array, Quant(tuple(RNG.uniform(low, high, array.shape[axis]).tolist()), 0, axis))
 
 
-def same_on_ort(
+def graph_of_one(
     op: Op, *operands: np.ndarray | Data, quants: tuple[Quant | None, ...] = (), batch: bool = True
-) -> None:
-    """Arrays become inputs (with a symbolic batch), Data constants; results must agree to the bit, and in dtype."""
+) -> tuple[Graph, dict[str, np.ndarray]]:
+    """A graph of one op and what to feed it. Arrays become inputs (with a symbolic batch), Data constants."""
     graph = Graph("one")
     values: list[Value] = []
     feed: dict[str, np.ndarray] = {}
@@ -68,8 +68,16 @@ def same_on_ort(
         values.append(value)
     result = graph.add(op, *values, loc=Loc(("op",))).result
     graph.add(ops.Return(("y",)), result)
+    return graph, feed
+
+
+def same_on_ort(
+    op: Op, *operands: np.ndarray | Data, quants: tuple[Quant | None, ...] = (), batch: bool = True
+) -> None:
+    """Results must agree to the bit, and in dtype."""
+    graph, feed = graph_of_one(op, *operands, quants=quants, batch=batch)
     expected = interpret(graph, feed)["y"]
-    (found,) = taps(graph, [result])(feed)
+    (found,) = taps(graph, graph.outputs)(feed)
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from planish.ir import dtypes, ops
-from planish.ir.codebooks import CODEBOOKS, GROUP, digits, signed_digits
+from planish.ir.codebooks import CODEBOOKS, GROUP
 from planish.ir.data import Data
 from planish.ir.graph import Graph
 from planish.ir.loc import Loc
@@ -13,21 +13,7 @@ from planish.ir.text import constants_of, parse_graph, print_graph
 from planish.ir.types import Quant, TensorType
 from planish.ir.verify import findings, verify
 
-ALL = np.arange(-127, 128)
 FIXED = [book for book in CODEBOOKS.values() if not book.is_binary_coded]
-
-
-def test_signed_digits_are_canonical():
-    planes = signed_digits(ALL).astype(np.int64)
-    np.testing.assert_array_equal(np.tensordot(1 << np.arange(8), planes, axes=1), ALL)
-    assert not np.any((planes[1:] != 0) & (planes[:-1] != 0)), "two neighbouring digits"
-    shortest = {0: 0}
-    for count in range(1, 5):  # breadth first over sums of signed powers of two
-        for value in list(shortest):
-            for power in range(9):
-                for sign in (1, -1):
-                    shortest.setdefault(value + sign * (1 << power), count)
-    assert digits(ALL).tolist() == [shortest[int(value)] for value in ALL]
 
 
 @pytest.mark.parametrize("book", FIXED, ids=lambda book: book.name)

@@ -66,6 +66,8 @@ CONTENDERS: Mapping[str, Contender] = {
     "onnxsim": onnxsim,
     "ort-dynamic": quantizers.ort_dynamic,
     "ort-dynamic-per-channel": quantizers.ort_dynamic_per_channel,
+    "ort-nbits4": quantizers.ort_nbits4,
+    "ort-nbits4-int8": quantizers.ort_nbits4_int8,
     "ort-static": quantizers.ort_static,
     "ort-static-operators": quantizers.ort_static_operators,
     "ort-static-all": quantizers.ort_static_all,

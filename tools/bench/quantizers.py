@@ -46,6 +46,32 @@ def ort_static_all(model: Path, folder: Path, data: CalibrationSet) -> Path:
     return _static(model, folder / "ort-static-all.onnx", data, None, "QDQ")
 
 
+def ort_nbits4(model: Path, folder: Path, data: CalibrationSet) -> Path:
+    """MatMulNBitsQuantizer: weights of matrix products in 4 bits, a scale for each 32 rows, products in float32.
+
+    `data` isn't used; convolutions and Gemm stay as they are.
+    """
+    return _nbits4(model, folder / "ort-nbits4.onnx", accuracy_level=1)
+
+
+def ort_nbits4_int8(model: Path, folder: Path, data: CalibrationSet) -> Path:
+    """The same with activations that are rounded to 8 bits as they come (accuracy level 4), which is faster."""
+    return _nbits4(model, folder / "ort-nbits4-int8.onnx", accuracy_level=4)
+
+
+def _nbits4(model: Path, path: Path, accuracy_level: int) -> Path:
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    with _quiet():
+        quantizer = MatMulNBitsQuantizer(
+            onnx.load(model), bits=4, block_size=32, is_symmetric=True, accuracy_level=accuracy_level
+        )
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(path), use_external_data_format=False)
+    return path
+
+
 def _dynamic(model: Path, path: Path, *, per_channel: bool) -> Path:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from planish.passes.norms.unify_report import UnifyReport
+from planish.passes.shiftadd.report import ShiftAddReport
 from planish.passes.tokens.report import CompressReport, Point
-from planish.tools import token_screen
-from planish.tools.compiling import Outcome, agreement
+from planish.tools import codebook_screen, forms_screen, token_screen
+from planish.tools.agreement import agreement
+from planish.tools.compiling import Outcome
+from planish.tools.forms import FormsReport
 from planish.tools.recovery.recover import Recovery
+from planish.tools.report.codebook_curve import bits_curve, layer_picture
 from planish.tools.report.curve import error_curve, training_curve
 from planish.tools.report.token_curve import block_picture, speed_curve
 from planish.tools.screen import mib, pass_rows, speed_line
@@ -33,6 +37,8 @@ def write_report(folder: Path, outcome: Outcome) -> None:
         summary=_summary(outcome),
         unified=[_norms(report) for report in outcome.context.reports if isinstance(report, UnifyReport)],
         compressed=[_tokens(report) for report in outcome.context.reports if isinstance(report, CompressReport)],
+        coded=[_codebooks(report) for report in outcome.context.reports if isinstance(report, ShiftAddReport)],
+        forms=[_forms(report) for report in outcome.context.reports if isinstance(report, FormsReport)],
         refused=[str(refused) for refused in token_screen.refusals(outcome.context.records)],
         ops=[(op, before[op], after[op]) for op in ops] + [("all", outcome.before.nodes, outcome.after.nodes)],
         passes=[_pass(row) for row in pass_rows(outcome)],
@@ -86,6 +92,35 @@ def _tokens(report: CompressReport) -> dict[str, Any]:
         "blocks": block_picture(report),
         "rows": token_screen.block_rows(report),
         "refused": list(report.refused.items()),
+    }
+
+
+def _codebooks(report: ShiftAddReport) -> dict[str, Any]:
+    return {
+        "summary": codebook_screen.summary(report),
+        "curve": bits_curve(report) if len(report.curve) > 1 else None,
+        "points": [(point.taken, codebook_screen.point_cells(point)) for point in report.curve],
+        "unseen": error_cells(report.reported),
+        "picture": layer_picture(report),
+        "rows": [
+            (
+                layer.name,
+                layer.codebook or codebook_screen.FLOATS,
+                f"{layer.elements:,}",
+                f"{layer.bits:.2f}",
+                f"{layer.digits:.2f}" if layer.codebook else "",
+                "" if layer.noise_db is None else f"{layer.noise_db:.1f}",
+            )
+            for layer in report.layers
+        ],
+    }
+
+
+def _forms(report: FormsReport) -> dict[str, Any]:
+    return {
+        "columns": forms_screen.COLUMNS,
+        "rows": [(row.name, forms_screen.cells(row)) for row in report.rows],
+        "caption": forms_screen.caption(report),
     }
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from planish.ir import dtypes, ops
-from planish.ir.codebooks import CODEBOOKS, signed_digits
+from planish.ir import dtypes, ops, signed_digits
+from planish.ir.codebooks import CODEBOOKS
 from planish.ir.data import Data
 from planish.ir.errors import VerifyError
 from planish.ir.graph import Graph
@@ -35,7 +35,7 @@ def test_a_linear_layer_is_shifts_and_additions(name):
     scales, b = np.array([0.5, 2.0, 0.125]), np.array([1, -2, 3], np.float32)
     y = run(ops.ShiftLinear(), x.astype(np.float32), Data(codes, Quant(tuple(scales.tolist()), 0, 1, name)), b)
     total = np.zeros((2, 4, 3), np.int64)
-    for power, plane in enumerate(signed_digits(codes)):
+    for power, plane in signed_digits.planes(codes):
         for k, n in np.argwhere(plane):
             total[..., n] += int(plane[k, n]) * (x[..., k] << power)
     np.testing.assert_array_equal(y, (total * scales + b).astype(np.float32))
