@@ -106,6 +106,7 @@ class Isa:
     lanes: 32-bit elements of a vector. registers: vectors that code can hold at a time. cpu, attributes: for LLVM.
     features: what a CPU must say that it has (as in /proc/cpuinfo). byte_table: looks 64 bytes up in 256 at once.
     tiles: has AMX's tile registers. pack: name of the intrinsics that saturate two vectors into one, "" for none.
+    shuffles: intrinsics that look bytes up in 16, by the bytes of a vector, the widest first.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Isa:
     byte_table: bool = False
     tiles: bool = False
     pack: str = ""
+    shuffles: tuple[tuple[int, str], ...] = ()
 
     def target(self) -> dict[str, Any]:
         """The target as TVM takes it."""
@@ -149,6 +151,21 @@ class Isa:
             found = tirx.Shuffle([found], [tirx.const(i, "int32") for i in range(lanes)])
         return T.reinterpret(f"{table.dtype}x{lanes}", found)
 
+    def permutes(self, width: int) -> bool:
+        """True if one instruction looks `width` bytes up in 64 by the lowest 6 bits of each."""
+        return self.byte_table and width == 64
+
+    def permuted(self, table: Expr, codes: Expr, width: int) -> Expr:
+        """table[codes % 64] for a flat array of 64 int8 and a vector of uint8."""
+        permute = T.llvm_lookup_intrinsic_id("llvm.x86.avx512.permvar.qi.512")
+        return T.call_llvm_pure_intrin(f"int8x{width}", permute, table[T.Ramp(0, 1, width)], codes)
+
+    def shuffled(self, table: Expr, place: int, codes: Expr, width: int) -> Expr:
+        """table[codes] for codes below 16. table: int8, the 16 entries in each 16 of `width` bytes from `place` on."""
+        name = dict(self.shuffles)[width]
+        entries = table[T.Ramp(place, 1, width)]
+        return T.call_llvm_pure_intrin(f"int8x{width}", T.llvm_lookup_intrinsic_id(name), entries, codes)
+
 
 def reduced(how: str, array: Expr, lanes: int) -> Expr:
     """The sum ("add") or the greatest ("max") of the first lanes of an array of integers, a power of two of them."""
@@ -169,6 +186,9 @@ _VNNI256 = Product("uint8", 4, "llvm.x86.avx512.vpdpbusd.256", whole=True)
 _WORDS256 = Product("int16", 2, "llvm.x86.avx2.pmadd.wd")
 _PACK512, _PACK256 = "llvm.x86.avx512.{}.512", "llvm.x86.avx2.{}"
 _WIDE = "-prefer-256-bit"
+_SHUFFLES256 = ((32, "llvm.x86.avx2.pshuf.b"), (16, "llvm.x86.ssse3.pshuf.b.128"))
+_SHUFFLES512 = ((64, "llvm.x86.avx512.pshuf.b.512"), *_SHUFFLES256)
+_SHUFFLES_ARM = ((16, "llvm.aarch64.neon.tbl1.v16i8"),)
 
 ISAS: Mapping[str, Isa] = {
     isa.name: isa
@@ -178,24 +198,26 @@ ISAS: Mapping[str, Isa] = {
             ("+avx512vnni", "+avx512vbmi", "+amx-tile", "+amx-int8", _WIDE),
             _V4 | {"avx512_vnni", "avx512vbmi", "amx_tile", "amx_int8"},
             16, 32, _VNNI512, _WORDS512, byte_table=True, tiles=True, pack=_PACK512,
+            shuffles=_SHUFFLES512,
         ),
         Isa(
             "avx512-vbmi", "AVX-512 with VNNI and VBMI: Ice Lake, Zen 4 and later", _LINUX, "x86-64-v4",
             ("+avx512vnni", "+avx512vbmi", _WIDE), _V4 | {"avx512_vnni", "avx512vbmi"},
-            16, 32, _VNNI512, _WORDS512, byte_table=True, pack=_PACK512,
+            16, 32, _VNNI512, _WORDS512, byte_table=True, pack=_PACK512, shuffles=_SHUFFLES512,
         ),
         Isa(
             "avx512-vnni", "AVX-512 with VNNI: Cascade Lake and later", _LINUX, "x86-64-v4",
             ("+avx512vnni", _WIDE), _V4 | {"avx512_vnni"}, 16, 32, _VNNI512, _WORDS512,
-            pack=_PACK512,
+            pack=_PACK512, shuffles=_SHUFFLES512,
         ),
         Isa(
             "avx-vnni", "AVX2 with VNNI: Alder Lake and later", _LINUX, "x86-64-v3",
             ("+avxvnni",), _V3 | {"avx_vnni"}, 8, 16, _VNNI256, _WORDS256, pack=_PACK256,
+            shuffles=_SHUFFLES256,
         ),
         Isa(
             "avx2", "AVX2: Haswell, Zen and later", _LINUX, "x86-64-v3", (), _V3,
-            8, 16, None, _WORDS256, pack=_PACK256,
+            8, 16, None, _WORDS256, pack=_PACK256, shuffles=_SHUFFLES256,
         ),
         Isa(
             "x86-64", "any 64-bit x86", _LINUX, "x86-64", (), frozenset(),
@@ -205,10 +227,11 @@ ISAS: Mapping[str, Isa] = {
             "arm-i8mm", "64-bit ARM with i8mm: Neoverse V1, Apple M2 and later", "aarch64-unknown-linux-gnu",
             "generic", ("+v8.2a", "+i8mm", "+dotprod"), frozenset({"asimddp", "i8mm"}), 4, 32,
             Product("uint8", 4, "llvm.aarch64.neon.usdot.v4i32.v16i8", whole=True), Product("int16", 1),
+            shuffles=_SHUFFLES_ARM,
         ),
         Isa(
             "arm64", "any 64-bit ARM", "aarch64-unknown-linux-gnu", "generic", (), frozenset(),
-            4, 32, None, Product("int16", 1),
+            4, 32, None, Product("int16", 1), shuffles=_SHUFFLES_ARM,
         ),
     )
 }  # fmt: skip
