@@ -115,8 +115,8 @@ def _blocks(
     wide, stride, size = -(-columns // width), width * product.group, isa.lanes * product.group
     block_size = steps * product.depth // product.group * stride
     array = pack(weights.matrix, plan.vectors, isa, product, codes)
-    packed = scope.constant("panels", array if codes is None else codes.packed(array, block_size, stride))
-    panel = packed.shape[0] // wide
+    array = array if codes is None else codes.packed(array, block_size, stride)
+    packed, panel = scope.constant("panels", array), array.size // wide
     ahead = _lines_ahead(panel, rows_in_all)
     first = scope.constant("start", _start(node, weights.matrix, bias, product, wide * width))
     decoder = None if codes is None or plan.blocks > 1 else in_registers(codes, isa, product, scope)
