@@ -126,6 +126,10 @@ def _mat_mul(node: Node, operands: tuple[Interval, ...], binding: Binding) -> In
     return total if (rows := _row_sum(node.inputs[0], binding)) is None else _averaged(total, rows, b)
 
 
+def _signs(node: Node, _: tuple[Interval, ...], binding: Binding) -> Interval:
+    return _times(Interval(-1.0, 1.0), _inner(node, binding))
+
+
 def _averaged(total: Interval, rows: int, b: tuple[int, int]) -> Interval:
     """`total`, tightened by what weights that aren't negative and sum up to at most `rows` make of values in b."""
     return Interval(max(total.lo, float(rows * min(b[0], 0))), min(total.hi, float(rows * max(b[1], 0))))
@@ -176,6 +180,7 @@ SUMS: Mapping[type[Op], SumBound] = {
     ops.IntLinearDequantize: _linear,
     ops.IntConv: _conv,
     ops.IntMatMul: _mat_mul,
+    ops.IntBinaryMatMul: _signs,
     ops.IntWeightedMean: _mat_mul,
     ops.IntMul: _mul,
     ops.IntReduceSum: _reduce_sum,

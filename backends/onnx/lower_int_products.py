@@ -181,6 +181,7 @@ LOWERINGS: dict[type[Op], Lowering] = {
     ops.IntLinear: _linear,
     ops.IntLinearDequantize: _linear_dequantize,
     ops.IntMatMul: _matmul,
+    ops.IntBinaryMatMul: _matmul,
     ops.IntConv: _conv,
     ops.IntMul: _mul,
     ops.IntReduceSum: _reduce_sum,

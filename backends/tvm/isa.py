@@ -166,6 +166,29 @@ class Isa:
         entries = table[T.Ramp(place, 1, width)]
         return T.call_llvm_pure_intrin(f"int8x{width}", T.llvm_lookup_intrinsic_id(name), entries, codes)
 
+    def signs(self, codes: Expr) -> Expr:
+        """The signs of 32 int8 in an array of them, as the bits of an int32."""
+        for width, name in _SIGNS.items() if self.triple.startswith("x86_64") else ():
+            if width * 8 <= self.lanes * 32:
+                return _joined([
+                    T.call_llvm_pure_intrin("int32", T.llvm_lookup_intrinsic_id(name), codes[T.Ramp(i, 1, width)])
+                    for i in range(0, 32, width)
+                ], width)  # fmt: skip
+        every, gather = T.uint64(0x8080808080808080), T.uint64(0x0002040810204081)  # moves bit 8 i + 7 to bit 56 + i
+        parts = [T.reinterpret("uint64", codes[T.Ramp(i, 1, 8)]) for i in range(0, 32, 8)]
+        return _joined([T.cast((part & every) * gather >> T.uint64(56), "int32") for part in parts], 8)
+
+
+_SIGNS = {32: "llvm.x86.avx2.pmovmskb", 16: "llvm.x86.sse2.pmovmskb.128"}
+
+
+def _joined(parts: Sequence[Expr], bits: int) -> Expr:
+    """Integers of so many bits as one, the first one lowest."""
+    found = parts[0]
+    for i, part in enumerate(parts[1:], 1):
+        found = found | part << T.int32(i * bits)
+    return found
+
 
 def reduced(how: str, array: Expr, lanes: int) -> Expr:
     """The sum ("add") or the greatest ("max") of the first lanes of an array of integers, a power of two of them."""
@@ -195,14 +218,15 @@ ISAS: Mapping[str, Isa] = {
     for isa in (
         Isa(
             "amx-int8", "AVX-512 and AMX: Sapphire Rapids and later", _LINUX, "x86-64-v4",
-            ("+avx512vnni", "+avx512vbmi", "+amx-tile", "+amx-int8", _WIDE),
-            _V4 | {"avx512_vnni", "avx512vbmi", "amx_tile", "amx_int8"},
+            ("+avx512vnni", "+avx512vbmi", "+avx512vpopcntdq", "+amx-tile", "+amx-int8", _WIDE),
+            _V4 | {"avx512_vnni", "avx512vbmi", "avx512_vpopcntdq", "amx_tile", "amx_int8"},
             16, 32, _VNNI512, _WORDS512, byte_table=True, tiles=True, pack=_PACK512,
             shuffles=_SHUFFLES512,
         ),
         Isa(
             "avx512-vbmi", "AVX-512 with VNNI and VBMI: Ice Lake, Zen 4 and later", _LINUX, "x86-64-v4",
-            ("+avx512vnni", "+avx512vbmi", _WIDE), _V4 | {"avx512_vnni", "avx512vbmi"},
+            ("+avx512vnni", "+avx512vbmi", "+avx512vpopcntdq", _WIDE),
+            _V4 | {"avx512_vnni", "avx512vbmi", "avx512_vpopcntdq"},
             16, 32, _VNNI512, _WORDS512, byte_table=True, pack=_PACK512, shuffles=_SHUFFLES512,
         ),
         Isa(

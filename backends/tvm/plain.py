@@ -248,6 +248,7 @@ def weighted_mean(region: Region, context: Context) -> Kernel:
 PLAIN: Mapping[type[Op], Emitter] = {
     ops.IntLinear: summed(linear_terms),
     ops.IntMatMul: summed(matmul_terms),
+    ops.IntBinaryMatMul: summed(matmul_terms),
     ops.IntConv: summed(conv_terms),
     ops.IntReduceSum: summed(sum_terms),
     ops.IntExp: exponentials,

@@ -47,6 +47,7 @@ REDUCTIONS: tuple[type[Op], ...] = (
     *FLOAT_REDUCTIONS,
     ops.IntLinear,
     ops.IntMatMul,
+    ops.IntBinaryMatMul,
     ops.IntConv,
     ops.IntReduceSum,
     ops.IntLayerNorm,
@@ -70,7 +71,9 @@ CHOICES: tuple[type[Op], ...] = (
 )
 """Ops with several results, which one kernel computes together; nothing that follows is done in it."""
 
-PRODUCTS: tuple[type[Op], ...] = (ops.Linear, ops.MatMul, ops.Conv, ops.IntLinear, ops.IntMatMul, ops.IntConv)
+PRODUCTS: tuple[type[Op], ...] = (
+    *(ops.Linear, ops.MatMul, ops.Conv, ops.IntLinear, ops.IntMatMul, ops.IntBinaryMatMul, ops.IntConv),
+)
 
 
 def regions(graph: Graph) -> tuple[list[Region], frozenset[Value]]:
