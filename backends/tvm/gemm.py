@@ -14,7 +14,7 @@ from planish.backends.tvm import amx
 from planish.backends.tvm.codes import Codes, codes_of, in_registers, unpack
 from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, lane_of, pieces
 from planish.backends.tvm.expressions import RENAMING, Reader, shape_of, unravelled
-from planish.backends.tvm.isa import Product, TileProduct
+from planish.backends.tvm.isa import Product, ShiftProduct, TileProduct
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
@@ -34,7 +34,7 @@ def linear(region: Region, context: Context) -> Kernel:
     assert weights is not None
     scope = Scope()
     outer = shape_of(node.result)[:-1]
-    product = context.isa.product_of(x.tensor.dtype, math.prod(outer))
+    product = context.isa.product_by(weights.numpy(), x.tensor.dtype, math.prod(outer))
 
     def index(row: Expr, column: Expr) -> Index:
         return (*unravelled(row, outer), column)
@@ -58,7 +58,7 @@ def convolution(region: Region, context: Context) -> Kernel:
     assert weights is not None
     scope = Scope()
     batch, filters, *places = shape_of(node.result)
-    product = context.isa.product_of(x.tensor.dtype, batch * math.prod(places))
+    product = context.isa.product_by(weights.numpy(), x.tensor.dtype, batch * math.prod(places))
     source, (_, depth, *window) = shape_of(x), shape_of(w)
 
     def element(row: Expr, taps: Index) -> tuple[Index, Expr | None]:
@@ -106,7 +106,8 @@ def _blocks(
     index: Callable[[Expr, Expr], Index],
 ) -> None:
     """Tiles over all of the result; as a rule columns outermost, so that packed weights stay in the nearest cache."""
-    node, isa, codes = region.anchor, context.isa, weights.codes
+    node, isa = region.anchor, context.isa
+    codes = None if isinstance(product, ShiftProduct) else weights.codes  # its planes are as many as weights have bits
     assert node is not None
     depth, columns = weights.matrix.shape
     rows_in_all = math.prod(shape_of(node.result)) // columns

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
@@ -96,6 +97,20 @@ class TileProduct:
         return "tdpbusd" if self.dtype == "uint8" else "tdpbssd"
 
 
+@dataclass(frozen=True)
+class ShiftProduct(Product):
+    """Sums of elements that bits of constant weights choose, for targets without a multiplier.
+
+    planes: bits of the weights' two's complement. Rows are int32, and 32 bits along K are one word.
+    """
+
+    planes: int = 8
+
+    @property
+    def depth(self) -> int:
+        return 32
+
+
 _FEWEST_ROWS = 5  # that tiles of 16 rows do faster than vectors
 
 
@@ -107,6 +122,7 @@ class Isa:
     features: what a CPU must say that it has (as in /proc/cpuinfo). byte_table: looks 64 bytes up in 256 at once.
     tiles: has AMX's tile registers. pack: name of the intrinsics that saturate two vectors into one, "" for none.
     shuffles: intrinsics that look bytes up in 16, by the bytes of a vector, the widest first.
+    multiplies: False where products by constant weights, and rescaling, are to be shifts and additions.
     """
 
     name: str
@@ -123,6 +139,7 @@ class Isa:
     tiles: bool = False
     pack: str = ""
     shuffles: tuple[tuple[int, str], ...] = ()
+    multiplies: bool = True
 
     def target(self) -> dict[str, Any]:
         """The target as TVM takes it."""
@@ -135,8 +152,15 @@ class Isa:
             return TileProduct(str(dtype.storage))
         return self.product(dtype)
 
+    def product_by(self, weights: np.ndarray, dtype: DType, rows: int) -> Product | TileProduct:
+        """The same by weights that are known."""
+        if self.multiplies:
+            return self.product_of(dtype, rows)
+        largest = max(int(weights.max(initial=0)), -int(weights.min(initial=0)) - 1)
+        return ShiftProduct("int32", 1, planes=1 + largest.bit_length())
+
     def product(self, dtype: DType) -> Product:
-        """The same in vectors."""
+        """The fastest exact product in vectors."""
         return self.bytes_product if self.bytes_product and dtype.bits <= 8 else self.words_product
 
     def lookup(self, table: Expr, codes: Expr, lanes: int) -> Expr:
@@ -261,6 +285,8 @@ ISAS: Mapping[str, Isa] = {
 }  # fmt: skip
 """By name, the best of each architecture first."""
 
+WITHOUT_MULTIPLIER = "-shift"
+
 
 def host_isa(flags: Sequence[str] | None = None) -> Isa:
     """The best instruction set that this CPU has. flags: of another CPU, as in /proc/cpuinfo."""
@@ -270,9 +296,17 @@ def host_isa(flags: Sequence[str] | None = None) -> Isa:
 
 
 def isa_named(name: str) -> Isa:
-    """The instruction set of that name, or the host's for "". Raises UnsupportedOp listing the known ones."""
+    """The instruction set of that name, or the host's for "".
+
+    With `WITHOUT_MULTIPLIER` behind the name, layers of constant weights use shifts and additions alone.
+    Raises UnsupportedOp listing the known ones.
+    """
     if not name:
         return host_isa()
-    if name not in ISAS:
-        raise UnsupportedOp(f"there is no instruction set {name!r}", remedy="known: " + ", ".join(ISAS))
-    return ISAS[name]
+    base = name.removesuffix(WITHOUT_MULTIPLIER)
+    if base not in ISAS:
+        known = ", ".join(ISAS)
+        raise UnsupportedOp(
+            f"there is no instruction set {name!r}", remedy=f"known: {known}; each also with {WITHOUT_MULTIPLIER}"
+        )
+    return ISAS[name] if name == base else replace(ISAS[base], name=name, multiplies=False)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from planish.backends.tvm import amx
+from planish.backends.tvm import amx, shift_products
 from planish.backends.tvm.codes import Codes, Decoder
-from planish.backends.tvm.isa import Isa, Product, TileProduct
+from planish.backends.tvm.isa import Isa, Product, ShiftProduct, TileProduct
 from planish.backends.tvm.scope import Expr, Scope
 
 
@@ -132,6 +132,8 @@ def pack(
     K is rounded up to what the product and units of codes take.
     """
     width, group = vectors * isa.lanes, product.group
+    if isinstance(product, ShiftProduct):
+        return shift_products.pack(weights, width, product)
     columns = weights.shape[1]
     depth = steps_of(weights.shape[0], product, codes) * product.depth
     padded = np.zeros((depth, -(-columns // width) * width), np.int8)
@@ -228,6 +230,9 @@ def multiply(
     if isinstance(product, TileProduct):
         assert room is not None
         amx.multiply(rows, first_row, height, vectors, steps, panels, start, product, room, finish)
+        return
+    if isinstance(product, ShiftProduct):
+        shift_products.multiply(rows, first_row, height, vectors, steps, panels, start, isa, product, finish)
         return
     lanes, group = isa.lanes, product.group
     sums = [T.alloc_buffer((vectors * lanes,), "int32", scope="global") for _ in range(height)]  # stay in registers
