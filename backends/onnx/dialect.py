@@ -57,7 +57,9 @@ for one row of 96). SkipSimplifiedLayerNormalization, which the runtime doesn't 
 """
 
 
-_LIFTED = (ops.IntLinear, ops.IntLinearDequantize, ops.IntMatMul, ops.IntConv, ops.IntWeightedMean)
+_LIFTED = (
+    *(ops.IntLinear, ops.IntLinearDequantize, ops.IntMatMul, ops.IntBinaryMatMul, ops.IntConv, ops.IntWeightedMean),
+)
 _TOKENS = (
     *(ops.MatchTokens, ops.IntMatchTokens, ops.MergeTokens, ops.IntMergeTokens),
     *(ops.TopTokens, ops.TakeTokens, ops.PlaceTokens),

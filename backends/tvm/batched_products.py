@@ -25,9 +25,7 @@ from planish.ir.ops.quantize import quant_of
 
 
 def is_batched(node: Node) -> bool:
-    """True if the kernel takes a product: as many matrices on both sides, of bytes, and codes on the right without zero.
-
-    """
+    """True if the kernel takes a product: pairs of matrices of bytes, those on the right with zero point 0."""
     a, b = node.inputs
     left, right = shape_of(a), shape_of(b)
     plain = len(left) > 1 and left[:-2] == right[:-2] and a.tensor.dtype.bits == 8 and b.tensor.dtype.name == "i8"
@@ -40,9 +38,11 @@ class Operands(Protocol):
     product: what multiplies rows by panels. steps: along K. rows: of all matrices, one after the other.
     """
 
-    product: Product | TileProduct
     steps: int
     rows: Rows
+
+    @property
+    def product(self) -> Product | TileProduct: ...
 
     def prepare(self, head: Expr) -> None:
         """Pack both matrices of a pair."""
@@ -82,7 +82,10 @@ def batched(region: Region, context: Context) -> Kernel:
 
                 lane_at = lane_of(at)
                 Epilogue(
-                    scope, region, context, lambda where, c=chunk, f=lane_at: found.value(sums(c + f(where)))  # type: ignore[misc]
+                    scope,
+                    region,
+                    context,
+                    lambda where, c=chunk, f=lane_at: found.value(sums(c + f(where))),  # type: ignore[misc]
                 ).write_lanes(at, lanes)
 
         first = head * rows + row

@@ -50,14 +50,14 @@ class Bits:
         with T.serial(0, self.count) as n:
             place = (head * self.count + n) * self.steps
             for word in range(self.steps):
-                bits = self._word(word, lambda e: self.reader.at(self.left, (*index, n, e)))  # noqa: B023
+                bits = self._word(word, lambda e: self.reader.at(self.left, (*index, n, e)))
                 T.buffer_store(self.rows.array, bits, [place + word])
         if not self.by_column:
             self._pack_rows(head, index)
             return
         with T.serial(0, self.columns) as n:
             for word in range(self.steps):
-                bits = self._word(word, lambda e: self.reader.at(self.right, (*index, e, n)))  # noqa: B023
+                bits = self._word(word, lambda e: self.reader.at(self.right, (*index, e, n)))
                 T.buffer_store(self.array, bits, [self._place(head, n, word)])
 
     def _pack_rows(self, head: Expr, index: Index) -> None:

@@ -6,7 +6,7 @@ bytes of one. So groups that are packed together lie one after the other along K
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,15 @@ class Codes:
     def parts(self) -> int:
         """Packed vectors that hold `unit` vectors of bytes."""
         return sum(self.unit * plane // 8 for plane in self.planes)
+
+    def places(self, group: int) -> list[tuple[int, int]]:
+        """Where each plane of a group of a unit lies: the number of the part, and the lowest bit in its bytes."""
+        found, first = [], 0
+        for plane in self.planes:
+            share = 8 // plane
+            found.append((first + group // share, group % share * plane))
+            first += self.unit // share
+        return found
 
     @property
     def tables(self) -> int:
@@ -85,10 +94,7 @@ def codes_of(weights: Value) -> Codes | None:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Packed codes in vectors of `width` bytes, a multiple of which a part is.
-
-    table: constants, as `tables` makes them.
-    """
+    """Makes int8 vectors of packed codes, `width` bytes at a time; table: of the values of all codes."""
 
     codes: Codes
     isa: Isa
@@ -98,25 +104,19 @@ class Decoder:
     @staticmethod
     def of(codes: Codes, isa: Isa, width: int, scope: Scope) -> Decoder:
         """width: that of vectors of the instruction set that have tables."""
-        array = codes.table(64) if isa.permutes(width) else np.concatenate(
-            [np.tile(part, 4) for part in codes.table(16).reshape(-1, 16)]
+        array = (
+            codes.table(64)
+            if isa.permutes(width)
+            else np.concatenate([np.tile(part, 4) for part in codes.table(16).reshape(-1, 16)])
         )
         return Decoder(codes, isa, width, scope.constant("codebook", array))
 
     def vectors(self, part: Callable[[int], Expr]) -> list[Expr]:
         """The `unit` vectors of int8 that are packed in the parts of a unit, which `part` gives as uint8."""
-        planes, first = [], 0
-        for plane in self.codes.planes:
-            planes.append((plane, first))
-            first += self.codes.unit * plane // 8
-        return [self._vector(part, planes, group) for group in range(self.codes.unit)]
+        return [self._vector(part, group) for group in range(self.codes.unit)]
 
-    def _vector(self, part: Callable[[int], Expr], planes: Sequence[tuple[int, int]], group: int) -> Expr:
-        found = []
-        for plane, first in planes:
-            share = 8 // plane
-            found.append((part(first + group // share), group % share * plane))
-        (low, place), *rest = found
+    def _vector(self, part: Callable[[int], Expr], group: int) -> Expr:
+        (low, place), *rest = ((part(where), place) for where, place in self.codes.places(group))
         index = self._moved(low, -place)
         if self.isa.permutes(self.width):
             for high, place in rest:  # bits above those of a code don't matter
@@ -155,25 +155,28 @@ def unpack(
 ) -> None:
     """Write the bytes of a panel that is packed from `place` on: `groups` of K, each of `stride` columns' elements."""
     width = next((width for width, _ in isa.shuffles if stride % width == 0), 0)
-    decoder = Decoder.of(codes, isa, width, scope) if width else None
-    table = None if decoder else scope.constant("codebook", codes.table(1 << codes.bits))
+    size = codes.parts * stride
     with T.serial(0, groups // codes.unit) as unit:
-        above = place + unit * (codes.parts * stride)
-        below = unit * (codes.unit * stride)
-        if decoder is not None:
+        above, below = place + unit * size, unit * (codes.unit * stride)
+        if width:
+            decoder = Decoder.of(codes, isa, width, scope)
             with T.serial(0, stride // width) as chunk:
-                vectors = decoder.vectors(
-                    lambda part: packed[T.Ramp(above + part * stride + chunk * width, 1, width)]
-                )
+                first = chunk * width
+                vectors = decoder.vectors(lambda part: packed[T.Ramp(above + part * stride + first, 1, width)])
                 for group, vector in enumerate(vectors):
-                    T.buffer_store(target, vector, [T.Ramp(below + group * stride + chunk * width, 1, width)])
+                    T.buffer_store(target, vector, [T.Ramp(below + group * stride + first, 1, width)])
         else:
+            table = scope.constant("codebook", codes.table(1 << codes.bits))
             with T.serial(0, stride) as i:
                 for group in range(codes.unit):
-                    code, low, first = T.int32(0), 0, 0
-                    for plane in codes.planes:
-                        share = 8 // plane
-                        byte = T.cast(packed[above + (first + group // share) * stride + i], "int32")
-                        bits = (byte >> T.int32(group % share * plane)) & T.int32((1 << plane) - 1)
-                        code, low, first = code | bits << T.int32(low), low + plane, first + codes.unit * plane // 8
+                    code = _code(codes, group, lambda part: T.cast(packed[above + part * stride + i], "int32"))
                     T.buffer_store(target, table[code], [below + group * stride + i])
+
+
+def _code(codes: Codes, group: int, part: Callable[[int], Expr]) -> Expr:
+    """The code of one element of a group of a unit, whose parts are given as int32."""
+    code, low = T.int32(0), 0
+    for plane, (where, place) in zip(codes.planes, codes.places(group), strict=True):
+        code = code | ((part(where) >> T.int32(place)) & T.int32((1 << plane) - 1)) << T.int32(low)
+        low += plane
+    return code

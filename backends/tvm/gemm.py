@@ -10,7 +10,7 @@ import numpy as np
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from planish.backends.tvm import amx
+from planish.backends.tvm import amx, tiles
 from planish.backends.tvm.codes import Codes, codes_of, in_registers, unpack
 from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, lane_of, pieces
 from planish.backends.tvm.expressions import RENAMING, Reader, shape_of, unravelled
@@ -18,7 +18,7 @@ from planish.backends.tvm.isa import Product, ShiftProduct, TileProduct
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
-from planish.backends.tvm.tiles import LINE, Panels, Rows, Start, in_block, multiply, pack, prefetch, shared_out, steps_of
+from planish.backends.tvm.tiles import Panels, Rows, Start, in_block, multiply, shared_out
 from planish.ir import ops
 from planish.ir.graph import Node, Value
 from planish.ir.op import constant
@@ -105,56 +105,59 @@ def _blocks(
     bias: np.ndarray | None,
     index: Callable[[Expr, Expr], Index],
 ) -> None:
-    """Tiles over all of the result; as a rule columns outermost, so that packed weights stay in the nearest cache."""
+    """Tiles over all of the result; as a rule columns outermost, so that packed weights stay in the nearest cache.
+
+    Codes are decoded in registers where they are read once; else a panel at a time, for all rows.
+    """
     node, isa = region.anchor, context.isa
-    codes = None if isinstance(product, ShiftProduct) else weights.codes  # its planes are as many as weights have bits
     assert node is not None
     depth, columns = weights.matrix.shape
     rows_in_all = math.prod(shape_of(node.result)) // columns
     plan = context.schedule.tiling(rows_in_all, columns, depth, isa, product)
-    width, steps = plan.vectors * isa.lanes, steps_of(depth, product, codes)
-    wide, stride, size = -(-columns // width), width * product.group, isa.lanes * product.group
-    block_size = steps * product.depth // product.group * stride
-    array = pack(weights.matrix, plan.vectors, isa, product, codes)
-    array = array if codes is None else codes.packed(array, block_size, stride)
+    codes = None if isinstance(product, ShiftProduct) else weights.codes  # its planes are as many as weights have bits
+    width, steps = plan.vectors * isa.lanes, tiles.steps_of(depth, product, codes)
+    wide, stride, groups = -(-columns // width), width * product.group, steps * product.depth // product.group
+    array = tiles.pack(weights.matrix, plan.vectors, isa, product, codes)
+    if codes is not None:
+        array = codes.packed(array, groups * stride, stride)
     packed, panel = scope.constant("panels", array), array.size // wide
     ahead = _lines_ahead(panel, rows_in_all)
     first = scope.constant("start", _start(node, weights.matrix, bias, product, wide * width))
-    decoder = None if codes is None or plan.blocks > 1 else in_registers(codes, isa, product, scope)
-    fetched = _FETCHED if plan.blocks == 1 and panel >= _WORTH_FETCHING else 0
-    unpacked = codes is not None and decoder is None
+    once = plan.blocks == 1
+    decoder = in_registers(codes, isa, product, scope) if codes is not None and once else None
+    fetched = _FETCHED if once and panel >= _WORTH_FETCHING else 0
+    scope.reaching(amx.ROWS * rows.stride + max(product.depth, _WIDEST_UNIT * product.group))
 
-    def body(room: amx.Room | None, bytes_of: Expr, block: Expr, row: Expr, height: int, used: int) -> None:
+    def body(room: amx.Room | None, unpacked: Expr | None, block: Expr, row: Expr, height: int, used: int) -> None:
         def finish(i: Expr, sums: Callable[[Expr], Expr]) -> None:
             for line in range(ahead):
-                prefetch(packed[(block + 1) * panel + ((row + i) * ahead + line) * LINE])
+                tiles.prefetch(packed[(block + 1) * panel + ((row + i) * ahead + line) * tiles.LINE])
             _finish(region, context, scope, sums, row + i, block * width, used, index)
 
-        above = 0 if unpacked else block * panel
-        panels = Panels(bytes_of, lambda v: above + v * size, stride, decoder, fetched)
+        above = block * panel if unpacked is None else 0
+        at = lambda v: above + v * isa.lanes * product.group  # noqa: E731
+        panels = Panels(packed if unpacked is None else unpacked, at, stride, decoder, fetched)
         start = Start(first, block * width)
         multiply(rows, row, height, -(-used // isa.lanes), steps, panels, start, isa, product, room, finish)
 
-    scope.reaching(amx.ROWS * rows.stride + max(product.depth, 8 * product.group))
-    if unpacked:
-        assert codes is not None
+    if codes is not None and decoder is None:
         with shared_out(wide, scope, product) as (column, room):
-            panel_bytes = T.alloc_buffer((block_size,), "int8", scope="global")
-            unpack(codes, isa, scope, packed, column * panel, panel_bytes, stride, steps * product.depth // product.group)
+            unpacked = T.alloc_buffer((groups * stride,), "int8", scope="global")  # each thread has its own
+            unpack(codes, isa, scope, packed, column * panel, unpacked, stride, groups)
             with T.serial(0, plan.blocks) as part:
-                in_block(plan, part, column, columns, width, lambda row, h, used: body(room, panel_bytes, column, row, h, used))
+                in_block(plan, part, column, columns, width, lambda *found: body(room, unpacked, column, *found))
         return
     with shared_out(wide * plan.blocks, scope, product) as (task, room):
         if plan.rows_first:
             part, column = unravelled(task, (plan.blocks, wide))
         else:
             column, part = unravelled(task, (wide, plan.blocks))
-
-        in_block(plan, part, column, columns, width, lambda row, h, used: body(room, packed, column, row, h, used))
+        in_block(plan, part, column, columns, width, lambda *found: body(room, None, column, *found))
 
 
 _WORTH_FETCHING = 1 << 14  # bytes of a panel; smaller ones come fast enough by themselves
 _FEW_ROWS = 16
+_WIDEST_UNIT = 8  # groups of K
 _FETCHED = 4096  # bytes ahead of rows that read each weight once, as fast as memory gives them
 
 
@@ -164,7 +167,7 @@ def _lines_ahead(panel: int, rows: int) -> int:
     The weights of a model are larger than the nearer caches, so that the first rows of each panel would wait for memory
     while it has nothing to do as results are rescaled: a sixth of DeiT-S's time.
     """
-    return -(-panel // (LINE * rows)) if panel >= _WORTH_FETCHING and rows >= _FEW_ROWS else 0
+    return -(-panel // (tiles.LINE * rows)) if panel >= _WORTH_FETCHING and rows >= _FEW_ROWS else 0
 
 
 def _finish(

@@ -11,7 +11,16 @@ from rich.table import Table
 from planish.ir import ops
 from planish.ir.graph import Graph, Node, Value
 
-_SUMS = (ops.IntLinear, ops.IntMatMul, ops.IntConv, ops.IntWeightedMean, ops.Linear, ops.MatMul, ops.Conv)
+_SUMS = (
+    ops.IntLinear,
+    ops.IntMatMul,
+    ops.IntBinaryMatMul,
+    ops.IntConv,
+    ops.IntWeightedMean,
+    ops.Linear,
+    ops.MatMul,
+    ops.Conv,
+)
 
 
 def products(node: Node) -> int:
