@@ -122,6 +122,7 @@ class Isa:
     features: what a CPU must say that it has (as in /proc/cpuinfo). byte_table: looks 64 bytes up in 256 at once.
     tiles: has AMX's tile registers. pack: name of the intrinsics that saturate two vectors into one, "" for none.
     shuffles: intrinsics that look bytes up in 16, by the bytes of a vector, the widest first.
+    sign_bits: bytes of a vector and the intrinsic that makes an integer of their signs.
     multiplies: False where products by constant weights, and rescaling, are to be shifts and additions.
     """
 
@@ -139,6 +140,7 @@ class Isa:
     tiles: bool = False
     pack: str = ""
     shuffles: tuple[tuple[int, str], ...] = ()
+    sign_bits: tuple[int, str] | None = None
     multiplies: bool = True
 
     def target(self) -> dict[str, Any]:
@@ -192,18 +194,14 @@ class Isa:
 
     def signs(self, codes: Expr) -> Expr:
         """The signs of 32 int8 in an array of them, as the bits of an int32."""
-        for width, name in _SIGNS.items() if self.triple.startswith("x86_64") else ():
-            if width * 8 <= self.lanes * 32:
-                return _joined([
-                    T.call_llvm_pure_intrin("int32", T.llvm_lookup_intrinsic_id(name), codes[T.Ramp(i, 1, width)])
-                    for i in range(0, 32, width)
-                ], width)  # fmt: skip
-        every, gather = T.uint64(0x8080808080808080), T.uint64(0x0002040810204081)  # moves bit 8 i + 7 to bit 56 + i
-        parts = [T.reinterpret("uint64", codes[T.Ramp(i, 1, 8)]) for i in range(0, 32, 8)]
-        return _joined([T.cast((part & every) * gather >> T.uint64(56), "int32") for part in parts], 8)
-
-
-_SIGNS = {32: "llvm.x86.avx2.pmovmskb", 16: "llvm.x86.sse2.pmovmskb.128"}
+        if self.sign_bits:
+            width, name = self.sign_bits
+            gather = T.llvm_lookup_intrinsic_id(name)
+            vectors = [codes[T.Ramp(i, 1, width)] for i in range(0, 32, width)]
+            return _joined([T.call_llvm_pure_intrin("int32", gather, part) for part in vectors], width)
+        every, moving = T.int64(-0x7F7F7F7F7F7F7F80), T.int64(0x0002040810204081)  # bit 8 i + 7 moves to bit 56 + i
+        words = [T.reinterpret("int64", codes[T.Ramp(i, 1, 8)]) for i in range(0, 32, 8)]
+        return _joined([T.cast(((word & every) * moving >> T.int64(56)) & T.int64(255), "int32") for word in words], 8)
 
 
 def _joined(parts: Sequence[Expr], bits: int) -> Expr:
@@ -233,6 +231,7 @@ _VNNI256 = Product("uint8", 4, "llvm.x86.avx512.vpdpbusd.256", whole=True)
 _WORDS256 = Product("int16", 2, "llvm.x86.avx2.pmadd.wd")
 _PACK512, _PACK256 = "llvm.x86.avx512.{}.512", "llvm.x86.avx2.{}"
 _WIDE = "-prefer-256-bit"
+_SIGNS128, _SIGNS256 = (16, "llvm.x86.sse2.pmovmskb.128"), (32, "llvm.x86.avx2.pmovmskb")
 _SHUFFLES256 = ((32, "llvm.x86.avx2.pshuf.b"), (16, "llvm.x86.ssse3.pshuf.b.128"))
 _SHUFFLES512 = ((64, "llvm.x86.avx512.pshuf.b.512"), *_SHUFFLES256)
 _SHUFFLES_ARM = ((16, "llvm.aarch64.neon.tbl1.v16i8"),)
@@ -245,31 +244,34 @@ ISAS: Mapping[str, Isa] = {
             ("+avx512vnni", "+avx512vbmi", "+avx512vpopcntdq", "+amx-tile", "+amx-int8", _WIDE),
             _V4 | {"avx512_vnni", "avx512vbmi", "avx512_vpopcntdq", "amx_tile", "amx_int8"},
             16, 32, _VNNI512, _WORDS512, byte_table=True, tiles=True, pack=_PACK512,
-            shuffles=_SHUFFLES512,
+            shuffles=_SHUFFLES512, sign_bits=_SIGNS256,
         ),
         Isa(
             "avx512-vbmi", "AVX-512 with VNNI and VBMI: Ice Lake, Zen 4 and later", _LINUX, "x86-64-v4",
             ("+avx512vnni", "+avx512vbmi", "+avx512vpopcntdq", _WIDE),
             _V4 | {"avx512_vnni", "avx512vbmi", "avx512_vpopcntdq"},
             16, 32, _VNNI512, _WORDS512, byte_table=True, pack=_PACK512, shuffles=_SHUFFLES512,
+            sign_bits=_SIGNS256,
         ),
         Isa(
             "avx512-vnni", "AVX-512 with VNNI: Cascade Lake and later", _LINUX, "x86-64-v4",
             ("+avx512vnni", _WIDE), _V4 | {"avx512_vnni"}, 16, 32, _VNNI512, _WORDS512,
-            pack=_PACK512, shuffles=_SHUFFLES512,
+            pack=_PACK512, shuffles=_SHUFFLES512, sign_bits=_SIGNS256,
         ),
         Isa(
             "avx-vnni", "AVX2 with VNNI: Alder Lake and later", _LINUX, "x86-64-v3",
             ("+avxvnni",), _V3 | {"avx_vnni"}, 8, 16, _VNNI256, _WORDS256, pack=_PACK256,
-            shuffles=_SHUFFLES256,
+            shuffles=_SHUFFLES256, sign_bits=_SIGNS256,
         ),
         Isa(
             "avx2", "AVX2: Haswell, Zen and later", _LINUX, "x86-64-v3", (), _V3,
             8, 16, None, _WORDS256, pack=_PACK256, shuffles=_SHUFFLES256,
+            sign_bits=_SIGNS256,
         ),
         Isa(
             "x86-64", "any 64-bit x86", _LINUX, "x86-64", (), frozenset(),
             4, 16, None, Product("int16", 2, "llvm.x86.sse2.pmadd.wd"), pack="llvm.x86.sse2.{}.128",
+            sign_bits=_SIGNS128,
         ),
         Isa(
             "arm-i8mm", "64-bit ARM with i8mm: Neoverse V1, Apple M2 and later", "aarch64-unknown-linux-gnu",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from planish.backends.tvm.isa import ISAS
 from planish.backends.tvm.program import lower
 from planish.ir import dtypes, ops
 from tests.backends.tvm.graphs import coded, graph_of
-from tests.backends.tvm.running import assert_exact, runnable_isas
+from tests.backends.tvm.running import HOST, assert_exact, runnable_isas
 
 RUNNABLE = runnable_isas()
 SHAPES = [((1, 2), 7, 64, 9), ((3,), 1, 31, 1), ((), 33, 65, 70), ((1, 6), 50, 64, 197), ((2,), 5, 300, 33)]
@@ -43,10 +45,21 @@ def test_signs(isa, turned, batch, rows, inner, columns):
     assert_exact(graph, signs(feeds), isa)
 
 
+def test_signs_without_an_instruction_that_gathers_them():
+    graph, feeds = product(ops.IntBinaryMatMul(), (2,), 9, 70, 33, dtypes.i8, 0, True, False)
+    assert_exact(graph, signs(feeds), replace(HOST, sign_bits=None))
+
+
 @pytest.mark.parametrize("isa", RUNNABLE)
 @pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize(("dtype", "zero"), [(dtypes.u8, 121), (dtypes.i8, 0), (dtypes.i8, -7)])
-@pytest.mark.parametrize(("batch", "rows", "inner", "columns"), SHAPES)
+@pytest.mark.parametrize(
+    ("dtype", "zero", "batch", "rows", "inner", "columns"),
+    [
+        (dtypes.u8, 121, (1, 2), 7, 64, 9),
+        (dtypes.i8, 0, (), 33, 65, 70),
+        (dtypes.i8, -7, (2,), 5, 300, 33),
+    ],
+)
 def test_bytes(isa, turned, dtype, zero, batch, rows, inner, columns):
     assert_exact(*product(ops.IntMatMul(), batch, rows, inner, columns, dtype, zero, turned, turned), isa)
 
