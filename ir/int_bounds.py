@@ -130,6 +130,10 @@ def _add_mat_mul(node: Node, operands: tuple[Interval, ...], binding: Binding) -
     return _times(_products((-1, 1), _centred(node, operands, 1)), _inner(node, binding))
 
 
+def _signs(node: Node, _: tuple[Interval, ...], binding: Binding) -> Interval:
+    return _times(Interval(-1.0, 1.0), _inner(node, binding))
+
+
 def _averaged(total: Interval, rows: int, b: tuple[int, int]) -> Interval:
     """`total`, tightened by what weights that aren't negative and sum up to at most `rows` make of values in b."""
     return Interval(max(total.lo, float(rows * min(b[0], 0))), min(total.hi, float(rows * max(b[1], 0))))
@@ -181,6 +185,7 @@ SUMS: Mapping[type[Op], SumBound] = {
     ops.IntConv: _conv,
     ops.IntMatMul: _mat_mul,
     ops.IntAddMatMul: _add_mat_mul,
+    ops.IntBinaryMatMul: _signs,
     ops.IntWeightedMean: _mat_mul,
     ops.IntMul: _mul,
     ops.IntReduceSum: _reduce_sum,

@@ -62,7 +62,7 @@ NO_MULTIPLY = replace(ORT_CPU, multiply=False)
 """The certificate: the same integers, by shifts, additions, comparisons and look-ups."""
 
 _LIFTED = (
-    *(ops.IntLinear, ops.IntLinearDequantize, ops.IntMatMul, ops.IntAddMatMul),
+    *(ops.IntLinear, ops.IntLinearDequantize, ops.IntMatMul, ops.IntAddMatMul, ops.IntBinaryMatMul),
     *(ops.IntConv, ops.IntWeightedMean),
 )
 _PACKED = (ops.ShiftLinear, ops.ShiftConv)

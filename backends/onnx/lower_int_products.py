@@ -219,6 +219,7 @@ LOWERINGS: dict[type[Op], Lowering] = {
     ops.IntLinearDequantize: _linear_dequantize,
     ops.IntMatMul: _matmul,
     ops.IntAddMatMul: _signed_sums,
+    ops.IntBinaryMatMul: _matmul,
     ops.IntConv: _conv,
     ops.IntMul: _mul,
     ops.IntReduceSum: _reduce_sum,

@@ -131,17 +131,7 @@ class _Attention:
 
     def start_of_sums(self, head: Expr) -> None:
         """What the zero point of the queries adds to the sum of each key."""
-        every = T.Ramp(0, 1, self.lanes)
-        with T.serial(0, self.columns // self.lanes) as block:
-            total = T.alloc_buffer((self.lanes,), "int32", scope="global")
-            T.buffer_store(total, T.Broadcast(T.int32(0), self.lanes), [every])
-            keys = self.k.panels(head, block)
-            with T.serial(0, self.k.groups) as k:
-                panel = keys.array[T.Ramp(keys.at(0) + k * keys.stride, 1, keys.stride)]
-                T.buffer_store(total, self.vectors(total[every], self.vectors.ones, panel, self.lanes), [every])
-            offset = T.Broadcast(T.cast(self.scope.number("offset", -self.zero), "int32"), self.lanes)
-            place = head * self.columns + block * self.lanes
-            T.buffer_store(self.first, total[every] * offset, [T.Ramp(place, 1, self.lanes)])
+        self.k.sum_columns(head, self.vectors, self.first, self.scope.number("offset", -self.zero))
 
     def rescale_addends(self, head: Expr, index: Index) -> None:
         """What is added to every row of logits, once on the scale of the sums; the last one repeated, as keys are."""

@@ -6,8 +6,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 from tvm.script.ir_builder import tirx as T
 
+from planish.backends.tvm import shift_products
 from planish.backends.tvm.expressions import (
     POINTWISE,
     RENAMING,
@@ -134,37 +136,54 @@ class Epilogue:
         self.given[node.result] = lambda index: codes[lane_at(index)]
 
     def _rescales(self, node: Node, position: int, lanes: int) -> bool:
-        """True if an operand can be rescaled in 32 bits, and the vector is long enough."""
+        """True if an operand can be rescaled in 32 bits, and the vector is long enough; by shifts alone, always."""
         type_ = node.inputs[position].tensor
-        zero = quant_of("x", type_).zero
-        return (
-            min(self.isa.lanes, lanes) >= 4 and largest(node, position) < 2**31 and not (zero and type_.dtype.bits > 16)
-        )
+        if quant_of("x", type_).zero and type_.dtype.bits > 16:
+            return False
+        return not self.isa.multiplies or (min(self.isa.lanes, lanes) >= 4 and largest(node, position) < 2**31)
 
     def _rescale(self, node: Node, position: int, at: Callable[[Expr], Index], lanes: int, zero: int) -> None:
         """An operand on the scale of the result, and `zero` more."""
         value = node.inputs[position]
         quant, width = quant_of("x", value.tensor), min(self.isa.lanes, lanes)
-        codes, found = (T.alloc_buffer((lanes,), "int32", scope="global") for _ in range(2))
+        dtype = "int32" if largest(node, position) < 2**31 else "int64"
+        codes, found = (T.alloc_buffer((lanes,), kind, scope="global") for kind in ("int32", dtype))
         with vector(lanes) as lane:
             code = self.reader.operand(node, position, at(lane))
             if quant.zero:
                 code = centred(node, position, code, self.scope)
             T.buffer_store(codes, T.cast(code, "int32"), [lane])
         multiplier, half, shift = dyadic(node, position, self.scope, zero)
-        channels = multiplier
+        factors: Expr = None
         if quant.axis is not None:
-            channels = T.alloc_buffer((lanes,), "int32", scope="global")
+            factors = T.alloc_buffer((lanes,), "int32", scope="global")
             with vector(lanes) as lane:
                 own = broadcast(at(lane), shape_of(value))[quant.axis]
-                T.buffer_store(channels, multiplier[own], [lane])
-        for start in range(0, lanes, width):
-            every = T.Ramp(start, 1, width)
-            factor = T.Broadcast(multiplier, width) if quant.axis is None else channels[every]
-            halves = T.Broadcast(half, width // 2)
-            T.buffer_store(found, times(codes[every], factor, (halves, halves), shift, width), [every])
+                T.buffer_store(factors, multiplier[own], [lane])
+        if self.isa.multiplies:
+            for start in range(0, lanes, width):
+                every = T.Ramp(start, 1, width)
+                factor = T.Broadcast(multiplier, width) if factors is None else factors[every]
+                halves = T.Broadcast(half, width // 2)
+                T.buffer_store(found, times(codes[every], factor, (halves, halves), shift, width), [every])
+        else:
+            product = self._shifted(node, position, factors)
+            with vector(lanes) as lane:
+                T.buffer_store(found, T.cast((product(codes, lane) + half) >> shift, dtype), [lane])
         lane_at = lane_of(lambda lane: broadcast(at(lane), shape_of(value)))
         self.rescaled[node, position] = lambda index: found[lane_at(index)]
+
+    def _shifted(self, node: Node, position: int, factors: Expr) -> Callable[[Expr, Expr], Expr]:
+        """The product of a code and its multiplier without a multiplication. factors: per lane, or None for one."""
+        assert isinstance(node.op, _ToCodes)
+        known = rescaling(node.inputs[position].tensor, node.op.scale).multiplier.reshape(-1)
+        if factors is not None:
+            return lambda codes, lane: shift_products.times_own(
+                T.cast(codes[lane], "int64"), T.cast(factors[lane], "int64"), known
+            )
+        digits = shift_products.signed_digits(int(known[0]))
+        places = self.scope.constant((node, position, "digits"), np.array([place for place, _ in digits], np.int64))
+        return lambda codes, lane: shift_products.times_one(T.cast(codes[lane], "int64"), int(known[0]), places)
 
     def _staged(self, value: Value) -> list[Node]:
         """Nodes of the region's expression, in order, that whole vectors compute."""

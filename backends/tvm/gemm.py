@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from planish.backends.tvm import amx
+from planish.backends.tvm import amx, tiles
+from planish.backends.tvm.codes import Codes, codes_of, in_registers, unpack
 from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, lane_of, pieces
 from planish.backends.tvm.expressions import RENAMING, Reader, shape_of, unravelled
-from planish.backends.tvm.isa import Product, TileProduct
+from planish.backends.tvm.isa import Product, ShiftProduct, TileProduct
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
-from planish.backends.tvm.tiles import Panels, Rows, Start, in_block, multiply, pack, shared_out
+from planish.backends.tvm.tiles import Panels, Rows, Start, in_block, multiply, shared_out
 from planish.ir import ops
 from planish.ir.graph import Node, Value
 from planish.ir.op import constant
@@ -32,7 +34,7 @@ def linear(region: Region, context: Context) -> Kernel:
     assert weights is not None
     scope = Scope()
     outer = shape_of(node.result)[:-1]
-    product = context.isa.product_of(x.tensor.dtype, math.prod(outer))
+    product = context.isa.product_by(weights.numpy(), x.tensor.dtype, math.prod(outer))
 
     def index(row: Expr, column: Expr) -> Index:
         return (*unravelled(row, outer), column)
@@ -40,7 +42,8 @@ def linear(region: Region, context: Context) -> Kernel:
     with IRBuilder() as builder, T.seq_scope():
         rows = _rows_of(x, scope, context, product)
         bias = constant(b[0]) if b else None
-        _blocks(region, context, scope, rows, product, weights.numpy(), None if bias is None else bias.numpy(), index)
+        matrix = Weights(weights.numpy(), codes_of(w))
+        _blocks(region, context, scope, rows, product, matrix, None if bias is None else bias.numpy(), index)
     return scope.finish(builder, region.result)
 
 
@@ -55,7 +58,7 @@ def convolution(region: Region, context: Context) -> Kernel:
     assert weights is not None
     scope = Scope()
     batch, filters, *places = shape_of(node.result)
-    product = context.isa.product_of(x.tensor.dtype, batch * math.prod(places))
+    product = context.isa.product_by(weights.numpy(), x.tensor.dtype, batch * math.prod(places))
     source, (_, depth, *window) = shape_of(x), shape_of(w)
 
     def element(row: Expr, taps: Index) -> tuple[Index, Expr | None]:
@@ -78,10 +81,18 @@ def convolution(region: Region, context: Context) -> Kernel:
     with IRBuilder() as builder, T.seq_scope():
         count = batch * math.prod(places)
         rows = _gathered(node, x, scope, context, product, count, (depth, *window), element)
-        flat = weights.numpy().reshape(filters, -1).T
+        flat = Weights(weights.numpy().reshape(filters, -1).T, codes_of(w))
         bias = constant(b[0]) if b else None
         _blocks(region, context, scope, rows, product, flat, None if bias is None else bias.numpy(), index)
     return scope.finish(builder, region.result)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """int8 [K, N], and the codes that they are packed in, if that isn't bytes."""
+
+    matrix: np.ndarray
+    codes: Codes | None
 
 
 def _blocks(
@@ -90,50 +101,64 @@ def _blocks(
     scope: Scope,
     rows: Rows,
     product: Product | TileProduct,
-    weights: np.ndarray,
+    weights: Weights,
     bias: np.ndarray | None,
     index: Callable[[Expr, Expr], Index],
 ) -> None:
-    """Tiles over all of the result; as a rule columns outermost, so that packed weights stay in the nearest cache."""
+    """Tiles over all of the result; as a rule columns outermost, so that packed weights stay in the nearest cache.
+
+    Codes are decoded in registers where they are read once; else a panel at a time, for all rows.
+    """
     node, isa = region.anchor, context.isa
     assert node is not None
-    depth, columns = weights.shape
-    plan = context.schedule.tiling(math.prod(shape_of(node.result)) // columns, columns, depth, isa, product)
-    width, steps = plan.vectors * isa.lanes, -(-depth // product.depth)
-    wide, stride = -(-columns // width), width * product.group
-    packed = scope.constant("panels", pack(weights, plan.vectors, isa, product))
-    panel = steps * product.depth // product.group * stride
+    depth, columns = weights.matrix.shape
     rows_in_all = math.prod(shape_of(node.result)) // columns
+    plan = context.schedule.tiling(rows_in_all, columns, depth, isa, product)
+    codes = None if isinstance(product, ShiftProduct) else weights.codes  # its planes are as many as weights have bits
+    width, steps = plan.vectors * isa.lanes, tiles.steps_of(depth, product, codes)
+    wide, stride, groups = -(-columns // width), width * product.group, steps * product.depth // product.group
+    array = tiles.pack(weights.matrix, plan.vectors, isa, product, codes)
+    if codes is not None:
+        array = codes.packed(array, groups * stride, stride)
+    packed, panel = scope.constant("panels", array), array.size // wide
     ahead = _lines_ahead(panel, rows_in_all)
-    first = scope.constant("start", _start(node, weights, bias, product, wide * width))
+    first = scope.constant("start", _start(node, weights.matrix, bias, product, wide * width))
+    once = plan.blocks == 1
+    decoder = in_registers(codes, isa, product, scope) if codes is not None and once else None
+    fetched = _FETCHED if once and panel >= _WORTH_FETCHING else 0
+    scope.reaching(amx.ROWS * rows.stride + max(product.depth, _WIDEST_UNIT * product.group))
 
-    def body(room: amx.Room | None, block: Expr, row: Expr, height: int, used: int) -> None:
+    def body(room: amx.Room | None, unpacked: Expr | None, block: Expr, row: Expr, height: int, used: int) -> None:
         def finish(i: Expr, sums: Callable[[Expr], Expr]) -> None:
             for line in range(ahead):
-                place = (block + 1) * panel + ((row + i) * ahead + line) * _LINE
-                fetch = T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(packed[place]), *_FOR_READING)
-                T.evaluate(fetch)
+                tiles.prefetch(packed[(block + 1) * panel + ((row + i) * ahead + line) * tiles.LINE])
             _finish(region, context, scope, sums, row + i, block * width, used, index)
 
-        above = block * panel
-        panels = Panels(packed, lambda v: above + v * isa.lanes * product.group, stride)
+        above = block * panel if unpacked is None else 0
+        at = lambda v: above + v * isa.lanes * product.group  # noqa: E731
+        panels = Panels(packed if unpacked is None else unpacked, at, stride, decoder, fetched)
         start = Start(first, block * width)
         multiply(rows, row, height, -(-used // isa.lanes), steps, panels, start, isa, product, room, finish)
 
-    scope.reaching(amx.ROWS * rows.stride + product.depth)
+    if codes is not None and decoder is None:
+        with shared_out(wide, scope, product) as (column, room):
+            unpacked = T.alloc_buffer((groups * stride,), "int8", scope="global")  # each thread has its own
+            unpack(codes, isa, scope, packed, column * panel, unpacked, stride, groups)
+            with T.serial(0, plan.blocks) as part:
+                in_block(plan, part, column, columns, width, lambda *found: body(room, unpacked, column, *found))
+        return
     with shared_out(wide * plan.blocks, scope, product) as (task, room):
         if plan.rows_first:
             part, column = unravelled(task, (plan.blocks, wide))
         else:
             column, part = unravelled(task, (wide, plan.blocks))
+        in_block(plan, part, column, columns, width, lambda *found: body(room, None, column, *found))
 
-        in_block(plan, part, column, columns, width, lambda row, h, used: body(room, column, row, h, used))
 
-
-_LINE = 64  # bytes of a cache line
-_FOR_READING = (T.int32(0), T.int32(2), T.int32(1))  # into the second-level cache, as data
 _WORTH_FETCHING = 1 << 14  # bytes of a panel; smaller ones come fast enough by themselves
 _FEW_ROWS = 16
+_WIDEST_UNIT = 8  # groups of K
+_FETCHED = 4096  # bytes ahead of rows that read each weight once, as fast as memory gives them
 
 
 def _lines_ahead(panel: int, rows: int) -> int:
@@ -142,7 +167,7 @@ def _lines_ahead(panel: int, rows: int) -> int:
     The weights of a model are larger than the nearer caches, so that the first rows of each panel would wait for memory
     while it has nothing to do as results are rescaled: a sixth of DeiT-S's time.
     """
-    return -(-panel // (_LINE * rows)) if panel >= _WORTH_FETCHING and rows >= _FEW_ROWS else 0
+    return -(-panel // (tiles.LINE * rows)) if panel >= _WORTH_FETCHING and rows >= _FEW_ROWS else 0
 
 
 def _finish(

@@ -247,7 +247,7 @@ def weighted_mean(region: Region, context: Context) -> Kernel:
 
 PLAIN: Mapping[type[Op], Emitter] = {
     ops.IntLinear: summed(linear_terms),
-    **dict.fromkeys((ops.IntMatMul, ops.IntAddMatMul), summed(matmul_terms)),
+    **dict.fromkeys((ops.IntMatMul, ops.IntAddMatMul, ops.IntBinaryMatMul), summed(matmul_terms)),
     ops.IntConv: summed(conv_terms),
     ops.IntReduceSum: summed(sum_terms),
     ops.IntExp: exponentials,

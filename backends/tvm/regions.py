@@ -49,6 +49,7 @@ REDUCTIONS: tuple[type[Op], ...] = (
     ops.IntLinear,
     ops.IntMatMul,
     ops.IntAddMatMul,
+    ops.IntBinaryMatMul,
     ops.IntConv,
     ops.IntReduceSum,
     ops.IntLayerNorm,
@@ -74,7 +75,7 @@ CHOICES: tuple[type[Op], ...] = (
 
 PRODUCTS: tuple[type[Op], ...] = (
     *(ops.Linear, ops.MatMul, ops.AddMatMul, ops.Conv),
-    *(ops.IntLinear, ops.IntMatMul, ops.IntAddMatMul, ops.IntConv),
+    *(ops.IntLinear, ops.IntMatMul, ops.IntAddMatMul, ops.IntBinaryMatMul, ops.IntConv),
 )
 
 

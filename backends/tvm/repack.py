@@ -9,9 +9,12 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.epilogue import WIDEST, pieces, spans
+from planish.backends.tvm.isa import Product
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.scope import Expr
 from planish.backends.tvm.tiles import Panels
+from planish.ir import ops
+from planish.ir.graph import Value
 
 At = Callable[[Expr, Expr], Expr]
 """An element of a matrix, by its place along K and its column."""
@@ -99,6 +102,20 @@ class Packed:
                 place = head * self.size() + (T.floordiv(start, self.lanes) * self.groups + k) * self.panel
                 T.buffer_store(self.array, codes, [T.Ramp(place, 1, self.panel)])
 
+    def sum_columns(self, head: Expr, product: Product, sums: Expr, factor: Expr) -> None:
+        """Write the sums of all columns of one head, times a factor, to int32 [heads][columns, whole vectors]."""
+        every, across = T.Ramp(0, 1, self.lanes), -(-self.columns // self.lanes)
+        offset = T.Broadcast(T.cast(factor, "int32"), self.lanes)
+        with T.serial(0, across) as block:
+            total = T.alloc_buffer((self.lanes,), "int32", scope="global")
+            T.buffer_store(total, T.Broadcast(T.int32(0), self.lanes), [every])
+            panels = self.panels(head, block)
+            with T.serial(0, self.groups) as k:
+                (panel,) = panels.vectors(0, k, self.panel)
+                T.buffer_store(total, product(total[every], product.ones, panel, self.lanes), [every])
+            place = (head * across + block) * self.lanes
+            T.buffer_store(sums, total[every] * offset, [T.Ramp(place, 1, self.lanes)])
+
     def element_by_element(self, head: Expr, inner: int, at: At) -> None:
         with T.serial(0, self.groups) as k:
             for start, used in spans(self.columns, self.lanes):
@@ -113,6 +130,13 @@ class Packed:
         if self.depth == inner:
             return at(k, column)
         return T.Select(k < inner, at(T.min(k, inner - 1), column), T.int8(0))
+
+
+def lies_by_column(value: Value, stored: frozenset[Value]) -> bool:
+    """True if the last axis of a value isn't that along which it lies in memory, so that columns are whole there."""
+    if value in stored or value.node is None or not isinstance(value.op, ops.Transpose):
+        return False
+    return value.op.perm[-1] != len(value.op.perm) - 1
 
 
 def transposed(rows: list[Expr]) -> list[Expr]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tvm.script.ir_builder import tirx as T
 
-from planish.backends.tvm import amx
-from planish.backends.tvm.isa import Isa, Product, TileProduct
+from planish.backends.tvm import amx, shift_products
+from planish.backends.tvm.codes import Codes, Decoder
+from planish.backends.tvm.isa import Isa, Product, ShiftProduct, TileProduct
 from planish.backends.tvm.scope import Expr, Scope
 
 
@@ -123,14 +124,28 @@ def _either(both: bool, condition: Expr, first: Callable[[], None], second: Call
             second()
 
 
-def pack(weights: np.ndarray, vectors: int, isa: Isa, product: Product | TileProduct) -> np.ndarray:
-    """int8 [K, N] as flat [N / W][K / g][W * g], W = vectors * lanes, g the product's group; zeros where N, K end."""
+def pack(
+    weights: np.ndarray, vectors: int, isa: Isa, product: Product | TileProduct, codes: Codes | None = None
+) -> np.ndarray:
+    """int8 [K, N] as flat [N / W][K / g][W * g], W = vectors * lanes, g the product's group; zeros where N, K end.
+
+    K is rounded up to what the product and units of codes take.
+    """
     width, group = vectors * isa.lanes, product.group
-    depth, columns = weights.shape
-    padded = np.zeros((-(-depth // product.depth) * product.depth, -(-columns // width) * width), np.int8)
-    padded[:depth, :columns] = weights
+    if isinstance(product, ShiftProduct):
+        return shift_products.pack(weights, width, product)
+    columns = weights.shape[1]
+    depth = steps_of(weights.shape[0], product, codes) * product.depth
+    padded = np.zeros((depth, -(-columns // width) * width), np.int8)
+    padded[: weights.shape[0], :columns] = weights
     split = padded.reshape(-1, group, padded.shape[1] // width, width)
     return np.ascontiguousarray(split.transpose(2, 0, 3, 1)).reshape(-1)
+
+
+def steps_of(depth: int, product: Product | TileProduct, codes: Codes | None = None) -> int:
+    """Steps along K, each of the product's depth, with as many as whole units of codes take."""
+    whole = product.depth if codes is None else max(product.depth, codes.unit * product.group)
+    return -(-depth // whole) * whole // product.depth
 
 
 @dataclass(frozen=True)
@@ -143,11 +158,44 @@ class Rows:
 
 @dataclass(frozen=True)
 class Panels:
-    """Packed weights in a flat array: `at(v)` is where vector v of columns starts, a group of K is `stride` further."""
+    """Packed weights in a flat array: `at(v)` is where vector v of columns starts, a group of K is `stride` further.
+
+    decoder: of codes, for which `stride` leads to the next part of a unit. fetched: bytes ahead that are asked for.
+    """
 
     array: Expr
     at: Callable[[int], Expr]
     stride: int
+    decoder: Decoder | None = None
+    fetched: int = 0
+
+    @property
+    def unit(self) -> int:
+        """Groups of K that are read together."""
+        return 1 if self.decoder is None else self.decoder.codes.unit
+
+    def vectors(self, v: int, unit: Expr, size: int) -> list[Expr]:
+        """int8 vectors of `size` elements, one for each group of a unit of K."""
+        if self.decoder is None:
+            return [self.array[T.Ramp(self.at(v) + unit * self.stride, 1, size)]]
+        first = self.at(v) + unit * (self.decoder.codes.parts * self.stride)
+        return self.decoder.vectors(lambda part: self.array[T.Ramp(first + part * self.stride, 1, size)])
+
+    def fetch(self, unit: Expr) -> None:
+        """Ask for what will be read some units later."""
+        if self.fetched:
+            size = self.stride * (1 if self.decoder is None else self.decoder.codes.parts)
+            for line in range(0, size, LINE):
+                prefetch(self.array[self.at(0) + unit * size + line + self.fetched])
+
+
+LINE = 64  # bytes of a cache line
+_FOR_READING = (T.int32(0), T.int32(2), T.int32(1))  # into the second-level cache, as data
+
+
+def prefetch(element: Expr) -> None:
+    """Ask for the cache line of an element, which need not exist."""
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(element), *_FOR_READING))
 
 
 @dataclass(frozen=True)
@@ -183,6 +231,9 @@ def multiply(
         assert room is not None
         amx.multiply(rows, first_row, height, vectors, steps, panels, start, product, room, finish)
         return
+    if isinstance(product, ShiftProduct):
+        shift_products.multiply(rows, first_row, height, vectors, steps, panels, start, isa, product, finish)
+        return
     lanes, group = isa.lanes, product.group
     sums = [T.alloc_buffer((vectors * lanes,), "int32", scope="global") for _ in range(height)]  # stay in registers
     places = [T.Ramp(v * lanes, 1, lanes) for v in range(vectors)]
@@ -191,12 +242,15 @@ def multiply(
         for v, place in enumerate(places):
             first = zero if start is None else start.array[T.Ramp(start.place + v * lanes, 1, lanes)]
             T.buffer_store(acc, first, [place])
-    with T.serial(0, steps) as k:
-        for row, acc in enumerate(sums):
-            word = product.word(rows.array, (first_row + row) * rows.stride + k * group)
-            for v, place in enumerate(places):
-                panel = panels.array[T.Ramp(panels.at(v) + k * panels.stride, 1, lanes * group)]
-                T.buffer_store(acc, product(acc[place], word, panel, lanes), [place])
+    with T.serial(0, steps // panels.unit) as unit:
+        panels.fetch(unit)
+        across = [panels.vectors(v, unit, lanes * group) for v in range(vectors)]
+        for step in range(panels.unit):
+            for row, acc in enumerate(sums):
+                k = (unit * panels.unit + step) * group
+                word = product.word(rows.array, (first_row + row) * rows.stride + k)
+                for place, panel in zip(places, across, strict=True):
+                    T.buffer_store(acc, product(acc[place], word, panel[step], lanes), [place])
     for row, acc in enumerate(sums):
         finish(row, lambda column, acc=acc: acc[column])  # type: ignore[misc]
 

@@ -32,6 +32,7 @@ from planish.ir.ops.binary import Pow as Pow
 from planish.ir.ops.binary import Sub as Sub
 from planish.ir.ops.binary import Where as Where
 from planish.ir.ops.binary import Xor as Xor
+from planish.ir.ops.binary_product import IntBinaryMatMul as IntBinaryMatMul
 from planish.ir.ops.elementwise import Abs as Abs
 from planish.ir.ops.elementwise import Cast as Cast
 from planish.ir.ops.elementwise import Ceil as Ceil

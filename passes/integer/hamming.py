@@ -11,7 +11,7 @@ from planish.ir.data import Data
 from planish.ir.graph import Node, Value
 from planish.passes.integer.conversion import Conversion, Operand, Want
 from planish.passes.integer.forms import Form, Spec, symmetric
-from planish.passes.integer.plan import Plan
+from planish.passes.integer.plan import Plan, source_of
 
 SIGNS = Spec(dtypes.i8, 1.0)
 """The codes of -1 and +1."""
@@ -41,7 +41,10 @@ class BinarizeConversion(Conversion):
 
 
 class AddMatMulConversion(Conversion):
-    """AddMatMul -> IntAddMatMul: signs by codes of 8 bits, or of 16 where 8 would be too noisy."""
+    """AddMatMul -> IntAddMatMul: signs by codes of 8 bits, or of 16 where 8 would be too noisy.
+
+    IntBinaryMatMul where the right operand holds signs too.
+    """
 
     heavy = True
     sums = True
@@ -50,10 +53,14 @@ class AddMatMulConversion(Conversion):
         return [(0, SIGNS), (1, self._right(node, plan))]
 
     def build(self, node: Node, form: Form, operand: Operand, plan: Plan) -> Value:
-        result: Value = ops.IntAddMatMul()(operand(0, SIGNS), operand(1, self._right(node, plan)))
+        right = self._right(node, plan)
+        product = ops.IntBinaryMatMul() if right == SIGNS else ops.IntAddMatMul()
+        result: Value = product(operand(0, SIGNS), operand(1, right))
         return result
 
     def _right(self, node: Node, plan: Plan) -> Spec:
         x = node.inputs[1]
+        if isinstance(source_of(x).op, ops.Binarize):
+            return SIGNS
         narrow = plan.right(x)
         return plan.stream(x) if plan.sqnr(x, narrow) < plan.wide_below else narrow

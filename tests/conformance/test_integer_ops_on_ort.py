@@ -131,6 +131,11 @@ def test_sums_by_signs(right, rows, depth, columns):
     same_on_ort(ops.IntAddMatMul(), a, b, quants=(Quant((1.0,)), Quant((0.2,), 0 if right == "i8" else 9)))
 
 
+def test_a_product_of_signs():
+    a, b = (RNG.choice(np.asarray([-1, 1], np.int8), shape) for shape in ((2, 3, 4, 33), (2, 3, 33, 5)))
+    same_on_ort(ops.IntBinaryMatMul(), a, b, quants=(Quant((1.0,)), Quant((0.5,))))
+
+
 @pytest.mark.parametrize(
     ("strides", "pads", "dilations", "group", "kernel", "size"),
     [

@@ -102,6 +102,11 @@ def test_a_matrix_product_is_bounded_by_products_and_the_inner_extent():
     assert bound_of(graph) == Interval(-128 * 127 * 7, 128 * 128 * 7)
 
 
+def test_a_product_of_signs_is_bounded_by_the_inner_extent():
+    graph = applied(ops.IntBinaryMatMul(), coded(dtypes.i8, 3, 7), coded(dtypes.i8, 7, 2))
+    assert bound_of(graph) == Interval(-7, 7)
+
+
 def test_products_of_elements_and_squares():
     graph = applied(ops.IntMul(), coded(dtypes.i8, 3), coded(dtypes.u8, 3, zero=5))
     assert bound_of(graph) == Interval(-128 * 250, 127 * 250)

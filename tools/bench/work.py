@@ -12,8 +12,8 @@ from planish.ir import ops
 from planish.ir.graph import Graph, Node, Value
 
 _SUMS = (
-    *(ops.IntLinear, ops.IntMatMul, ops.IntAddMatMul, ops.IntConv, ops.IntWeightedMean),
-    *(ops.Linear, ops.MatMul, ops.AddMatMul, ops.Conv),
+    *(ops.IntLinear, ops.IntMatMul, ops.IntAddMatMul, ops.IntBinaryMatMul),
+    *(ops.IntConv, ops.IntWeightedMean, ops.Linear, ops.MatMul, ops.AddMatMul, ops.Conv),
 )
 
 
