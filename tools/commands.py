@@ -112,7 +112,9 @@ def inspect(
         from planish.frontend import load
         from planish.ir.text import print_graph
 
-        graph = optimize(load(model, shapes=shapes), resolve_pipeline(after)) if after else load(model, shapes=shapes)
+        graph = load(model, shapes=shapes)
+        if after or energy:  # weights may be packed in the file: what unpacks them isn't part of an inference
+            graph = optimize(graph, resolve_pipeline(after or "fold-constants"))
         if ir:
             print(print_graph(graph, locs=True))
             return

@@ -153,3 +153,12 @@ def test_integer_files_are_read_and_what_is_not_counted_is_named(tmp_path):
     assert found["unit"] == "pJ"
     shown = CliRunner().invoke(app, ["inspect", "--energy", str(tmp_path / "model.onnx")])
     assert "45 nm, Horowitz" in shown.stdout
+
+
+def test_weights_that_are_packed_in_the_file_are_weights_all_the_same(tmp_path):
+    from planish.backends.onnx.writer import write
+
+    write(linear(np.array([[1, 3], [0, 8], [-6, 10]], np.int8), "apot4"), tmp_path / "model.onnx")
+    result = CliRunner().invoke(app, ["inspect", "--energy", "--json", str(tmp_path / "model.onnx")])
+    (row,) = json.loads(result.stdout)["layers"]
+    assert (row["layer"]["weights"], row["layer"]["digits"]) == (6, 8 / 6)
