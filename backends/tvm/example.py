@@ -30,7 +30,12 @@ def write_example(program: Program, isa: Isa, folder: Path) -> None:
     (folder / BUILD).write_text(_BUILD, encoding="utf-8", newline="\n")
 
 
-_COMPILERS_NAMES = {"bmi1": "bmi", "avx512_vnni": "avx512vnni", "avx_vnni": "avxvnni"}
+_COMPILERS_NAMES = {
+    "bmi1": "bmi",
+    "avx512_vnni": "avx512vnni",
+    "avx512_vpopcntdq": "avx512vpopcntdq",
+    "avx_vnni": "avxvnni",
+}
 _IMPLIED = frozenset({"f16c", "movbe", "abm", "amx_int8"})  # compilers can't ask for them; CPUs with others have them
 
 

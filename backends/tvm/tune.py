@@ -56,7 +56,7 @@ def tuned(graphs: Sequence[Graph], isa: Isa, seconds: float, cpu: str, on_progre
 def _fastest(shape: Shape, isa: Isa, end: float) -> Tiling | None:
     """The fastest tiling of a product among those that there is time to build, or None for just one."""
     graph = product_graph(shape)
-    product = isa.product_of(_ROWS[shape.dtype], shape.rows)
+    product = isa.product_by(np.asarray((-128, 127)), _ROWS[shape.dtype], shape.rows)
     built: dict[Tiling, Executable] = {}
     for plan in tilings(shape.rows, shape.columns, isa, product):
         if len(built) > 1 and time.monotonic() > end:
@@ -85,7 +85,8 @@ def _medians(built: Mapping[Tiling, Executable]) -> dict[Tiling, float]:
     return {plan: statistics.median(taken) for plan, taken in seconds.items()}
 
 
-_ROWS = {"uint8": dtypes.u8, "int8": dtypes.i8, "int16": dtypes.i16}
+_ROWS = {"uint8": dtypes.u8, "int8": dtypes.i8, "int16": dtypes.i16, "int32": dtypes.u8}
+"""A dtype of codes that a product takes as such rows."""
 
 
 def product_graph(shape: Shape) -> Graph:
