@@ -72,6 +72,15 @@ def test_integers_take_the_codes_over(tmp_path, samples):
     assert shown.exit_code == 0, shown.output
 
 
+def test_experts_share_tokens_by_measured_latencies(tmp_path, samples):
+    passes = "repeat(fold-constants); raise-linear; mix-experts{gain=-9.0}"
+    done = run("-o", str(tmp_path / "out"), "--passes", passes, "--calib", str(samples), "--json")
+    assert done.exit_code == 0, done.output
+    (row,) = [row for row in json.loads(done.stdout)["passes"] if row["name"] == "mix-experts"]
+    assert row["rewrites"] > 0
+    assert "TopK" in {node.op_type for node in onnx.load(tmp_path / "out/model.onnx").graph.node}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
