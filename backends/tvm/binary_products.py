@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.epilogue import Context, pieces, spans
 from planish.backends.tvm.expressions import Reader, shape_of, unravelled
-from planish.backends.tvm.isa import Product
+from planish.backends.tvm.isa import Isa, Product
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.repack import lies_by_column
 from planish.backends.tvm.scope import Expr, Index, Scope
@@ -50,14 +50,14 @@ class Bits:
         with T.serial(0, self.count) as n:
             place = (head * self.count + n) * self.steps
             for word in range(self.steps):
-                bits = self._word(word, lambda e: self.reader.at(self.left, (*index, n, e)))
+                bits = word_of(self.isa, self.inner, word, lambda e: self.reader.at(self.left, (*index, n, e)))
                 T.buffer_store(self.rows.array, bits, [place + word])
         if not self.by_column:
             self._pack_rows(head, index)
             return
         with T.serial(0, self.columns) as n:
             for word in range(self.steps):
-                bits = self._word(word, lambda e: self.reader.at(self.right, (*index, e, n)))
+                bits = word_of(self.isa, self.inner, word, lambda e: self.reader.at(self.right, (*index, e, n)))
                 T.buffer_store(self.array, bits, [self._place(head, n, word)])
 
     def _pack_rows(self, head: Expr, index: Index) -> None:
@@ -73,17 +73,6 @@ class Bits:
                 with vector(width) as lane:
                     T.buffer_store(self.array, bits[lane], [self._place(head, start, word) + lane])
 
-    def _word(self, word: int, code: Callable[[Expr], Expr]) -> Expr:
-        """The signs of up to 32 codes next to each other; those beyond the last one are 0."""
-        used = min(WORD, self.inner - word * WORD)
-        codes = T.alloc_buffer((WORD,), "int8", scope="global")
-        if used < WORD:
-            T.buffer_store(codes, T.Broadcast(T.int8(0), WORD), [T.Ramp(0, 1, WORD)])
-        for start, lanes in pieces(used, WORD):
-            with vector(lanes) as lane:
-                T.buffer_store(codes, code(word * WORD + start + lane), [start + lane])
-        return self.isa.signs(codes)
-
     def _place(self, head: Expr, column: Expr, word: int) -> Expr:
         lanes = self.isa.lanes
         return head * self.size + T.floordiv(column, lanes) * self.panel + word * lanes + T.floormod(column, lanes)
@@ -97,6 +86,18 @@ class Bits:
 
     def value(self, total: Expr) -> Expr:
         return T.int32(self.inner) - (total << T.int32(1))
+
+
+def word_of(isa: Isa, inner: int, word: int, code: Callable[[Expr], Expr]) -> Expr:
+    """The signs of up to 32 of `inner` codes next to each other; those beyond the last one are 0."""
+    used = min(WORD, inner - word * WORD)
+    codes = T.alloc_buffer((WORD,), "int8", scope="global")
+    if used < WORD:
+        T.buffer_store(codes, T.Broadcast(T.int8(0), WORD), [T.Ramp(0, 1, WORD)])
+    for start, lanes in pieces(used, WORD):
+        with vector(lanes) as lane:
+            T.buffer_store(codes, code(word * WORD + start + lane), [start + lane])
+    return isa.signs(codes)
 
 
 def _bit(place: int) -> int:

@@ -32,6 +32,7 @@ def write_example(program: Program, isa: Isa, folder: Path) -> None:
 
 _COMPILERS_NAMES = {
     "bmi1": "bmi",
+    "avx512_bitalg": "avx512bitalg",
     "avx512_vnni": "avx512vnni",
     "avx512_vpopcntdq": "avx512vpopcntdq",
     "avx_vnni": "avxvnni",

@@ -166,16 +166,24 @@ class Isa:
         return self.bytes_product if self.bytes_product and dtype.bits <= 8 else self.words_product
 
     def lookup(self, table: Expr, codes: Expr, lanes: int) -> Expr:
-        """table[codes] for a flat array of 256 bytes and a vector of at most 64 uint8 codes."""
+        """table[codes] for a flat array of 64, 128 or 256 bytes and a vector of at most 64 uint8 codes."""
         wide = tirx.Shuffle([codes] * -(-64 // lanes), [tirx.const(i, "int32") for i in range(64)])
-        permute = T.llvm_lookup_intrinsic_id("llvm.x86.avx512.vpermi2var.qi.512")
-        parts = [T.reinterpret("uint8x64", table[T.Ramp(64 * i, 1, 64)]) for i in range(4)]
-        low = T.call_llvm_pure_intrin("uint8x64", permute, parts[0], wide, parts[1])
-        high = T.call_llvm_pure_intrin("uint8x64", permute, parts[2], wide, parts[3])
-        found = T.Select(wide < T.Broadcast(T.uint8(128), 64), low, high)
+        parts = [T.reinterpret("uint8x64", table[T.Ramp(i, 1, 64)]) for i in range(0, int(table.shape[0]), 64)]
+        found = self._looked_up(parts, wide)
         if lanes < 64:
             found = tirx.Shuffle([found], [tirx.const(i, "int32") for i in range(lanes)])
         return T.reinterpret(f"{table.dtype}x{lanes}", found)
+
+    def _looked_up(self, parts: Sequence[Expr], codes: Expr) -> Expr:
+        """Bytes of one, two or four vectors of 64, by a vector of as many codes."""
+        if len(parts) == 1:
+            permute = T.llvm_lookup_intrinsic_id("llvm.x86.avx512.permvar.qi.512")
+            return T.call_llvm_pure_intrin("uint8x64", permute, *parts, codes)
+        if len(parts) == 2:
+            permute = T.llvm_lookup_intrinsic_id("llvm.x86.avx512.vpermi2var.qi.512")
+            return T.call_llvm_pure_intrin("uint8x64", permute, parts[0], codes, parts[1])
+        low, high = self._looked_up(parts[:2], codes), self._looked_up(parts[2:], codes)
+        return T.Select(codes < T.Broadcast(T.uint8(128), 64), low, high)
 
     def permutes(self, width: int) -> bool:
         """True if one instruction looks `width` bytes up in 64 by the lowest 6 bits of each."""
@@ -241,15 +249,15 @@ ISAS: Mapping[str, Isa] = {
     for isa in (
         Isa(
             "amx-int8", "AVX-512 and AMX: Sapphire Rapids and later", _LINUX, "x86-64-v4",
-            ("+avx512vnni", "+avx512vbmi", "+avx512vpopcntdq", "+amx-tile", "+amx-int8", _WIDE),
-            _V4 | {"avx512_vnni", "avx512vbmi", "avx512_vpopcntdq", "amx_tile", "amx_int8"},
+            ("+avx512vnni", "+avx512vbmi", "+avx512vpopcntdq", "+avx512bitalg", "+amx-tile", "+amx-int8", _WIDE),
+            _V4 | {"avx512_vnni", "avx512vbmi", "avx512_vpopcntdq", "avx512_bitalg", "amx_tile", "amx_int8"},
             16, 32, _VNNI512, _WORDS512, byte_table=True, tiles=True, pack=_PACK512,
             shuffles=_SHUFFLES512, sign_bits=_SIGNS256,
         ),
         Isa(
             "avx512-vbmi", "AVX-512 with VNNI and VBMI: Ice Lake, Zen 4 and later", _LINUX, "x86-64-v4",
-            ("+avx512vnni", "+avx512vbmi", "+avx512vpopcntdq", _WIDE),
-            _V4 | {"avx512_vnni", "avx512vbmi", "avx512_vpopcntdq"},
+            ("+avx512vnni", "+avx512vbmi", "+avx512vpopcntdq", "+avx512bitalg", _WIDE),
+            _V4 | {"avx512_vnni", "avx512vbmi", "avx512_vpopcntdq", "avx512_bitalg"},
             16, 32, _VNNI512, _WORDS512, byte_table=True, pack=_PACK512, shuffles=_SHUFFLES512,
             sign_bits=_SIGNS256,
         ),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from planish.backends.tvm import float_attention, float_gemm, float_loops, float_rows, float_windows, shifts
 from planish.backends.tvm.attention import attention
 from planish.backends.tvm.batched_products import batched, is_batched
+from planish.backends.tvm.binary_bytes import counted, counts_bytes
 from planish.backends.tvm.epilogue import Context
 from planish.backends.tvm.gemm import convolution, linear
 from planish.backends.tvm.plain import PLAIN, Emitter, pointwise
@@ -76,7 +77,7 @@ def kernel_of(region: Region, context: Context) -> Kernel:
     if region.attention is not None:
         return attention(region, context)
     if isinstance(node.op, ops.IntMatMul | ops.IntAddMatMul | ops.IntBinaryMatMul) and is_batched(node):
-        return batched(region, context)
+        return counted(region, context) if counts_bytes(region, context.isa) else batched(region, context)
     if isinstance(node.op, ops.IntLinear | ops.IntConv) and _packable(region):
         if isinstance(node.op, ops.IntLinear):
             return linear(region, context)
