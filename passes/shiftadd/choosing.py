@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from planish.ir import signed_digits
+from planish.passes.shiftadd.energy_model import HOROWITZ_45NM
 from planish.passes.shiftadd.layers import Coded, Layer
 
 FLOAT_BITS = 32
-DIGIT_PJ = 0.024 + 0.1  # a shift of 8 bits and an addition of 32 (45 nm; Horowitz 2014, as ShiftAddViT uses it)
-INT8_PJ = 0.2 + 0.1  # a product of 8 bits and an addition of 32
-FLOAT_PJ = 3.7 + 0.9
+DIGIT_PJ = HOROWITZ_45NM.int8_shift + HOROWITZ_45NM.int32_add
+INT8_PJ = HOROWITZ_45NM.int8_multiply + HOROWITZ_45NM.int32_add
+FLOAT_PJ = HOROWITZ_45NM.fp32_multiply + HOROWITZ_45NM.fp32_add
 
 Choice = tuple["Coded | None", ...]
 """For each layer its codes, or None if it keeps its floats."""
