@@ -28,10 +28,10 @@ from planish.tools.energy import EnergyReport, Form, energy_of
 from planish.tools.measure import measure_models
 from planish.tools.writing import write_for
 
-ORIGINAL = "fp32"
-NBITS = "MatMulNBits, 4 bits"
+ORIGINAL = "original"
+NBITS = "MatMulNBits 4"
 NBITS_STORED = 5.0  # bits per weight: a float scale for each 32 rows
-ASKED = "as asked for"
+ASKED = "as asked"
 _SECONDS_EACH = 1.5  # of timing, per file
 Stage = Callable[[str], None]
 
@@ -179,7 +179,7 @@ def _forms(asked: ShiftAdd | None) -> list[_Form]:
     real = recipe("shift-add")
     integers = Pipeline(*recipe("shift-add+integer").steps[len(real.steps) :])
     return [
-        _Form("fp32, planish", recipe("default"), recipe("default"), "fp32"),
+        _Form("fp32", recipe("default"), recipe("default"), "fp32"),
         _Form("int8", recipe("fast"), recipe("integer"), "int8"),
         *(_Form(name, _with(real, step), integers, "shift-add", joined=True) for name, step in codebooks.items()),
     ]

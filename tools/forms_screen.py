@@ -29,7 +29,7 @@ def table(report: FormsReport) -> Table:
 
 def cells(row: FormRow) -> tuple[str, ...]:
     """A row as text, without its name."""
-    energies = ("" if energy is None else f"{energy:.3g}" for energy in (row.operations, row.total))
+    energies = ("" if energy is None else _short(energy) for energy in (row.operations, row.total))
     return f"{row.bits:.2f}", *_on(row.ort), *_on(row.tvm), *energies
 
 
@@ -38,8 +38,12 @@ def caption(report: FormsReport) -> str:
     return (
         "Speed: times as fast as the original on ONNX Runtime, in turns, batch 1, "
         f"{report.threads or 'all'} thread(s). On ONNX Runtime activations are floats (int8: bytes), on TVM all is"
-        f" integers. Energy: products of one inference in a model of chips ({report.model}), not of this machine."
+        f" integers (fp32: floats). Energy: products of one inference in a model of chips ({report.model}), not of this machine."
     )
+
+
+def _short(energy: float) -> str:
+    return f"{energy:,.0f}" if energy >= 100 else f"{energy:.3g}"
 
 
 def _on(figures: OnRuntime | None) -> tuple[str, str, str]:
