@@ -38,7 +38,8 @@ def caption(report: FormsReport) -> str:
     return (
         "Speed: times as fast as the original on ONNX Runtime, in turns, batch 1, "
         f"{report.threads or 'all'} thread(s). On ONNX Runtime activations are floats (int8: bytes), on TVM all is"
-        f" integers (fp32: floats). Energy: products of one inference in a model of chips ({report.model}), not of this machine."
+        f" integers (fp32: floats). Energy: products of one inference in a model of chips ({report.model}), not of this"
+        " machine."
     )
 
 
