@@ -81,6 +81,11 @@ class Node:
         """The operands that are present."""
         return [operand for operand in self.operands if operand is not None]
 
+    @property
+    def label(self) -> str:
+        """What people know it by: the name of its first source, or else of its result."""
+        return self.loc.sources[0] if self.loc.sources else self.result.hint
+
     def __repr__(self) -> str:
         names = ", ".join("None" if v is None else v.hint or "?" for v in self.operands)
         return f"<{self.op!r}({names})>"

@@ -134,6 +134,21 @@ class Context:
     observers: tuple[Observer, ...] = ()
     records: list[PassRecord] = field(default_factory=list)
 
+    @property
+    def fuelled(self) -> bool:
+        """True if a further rewrite may be made."""
+        return self.fuel is None or self.fuel.left > 0
+
+    def burn(self) -> None:
+        """Count a rewrite against the fuel, if there is a budget of it."""
+        if self.fuel is not None:
+            self.fuel.burn()
+
+    def progressed(self, stage: str, done: int, total: int) -> None:
+        """Tell observers how far a long stage has come."""
+        for observer in self.observers:
+            observer.progressed(stage, done, total)
+
     def on_rewrite(self, rule: str, old: Value, new: Value) -> None:
         for observer in self.observers:
             observer.rewrote(rule, old, new)

@@ -30,6 +30,31 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Bars:
+    """What the error of a graph has to stay within; None for no bar.
+
+    max_drop: by how much the metric may fall, in its unit. max_nmse: error of the outputs over their variance, which
+    counts where there is no metric or no bar for it.
+    """
+
+    max_drop: float | None = None
+    max_nmse: float | None = None
+
+    def allows(self, distance: Distance, doubts: float = 0.0) -> bool:
+        """True if the error is within the bars, or so many standard errors from them."""
+        if self.max_drop is not None and distance.drop is not None:
+            return distance.nmse < 1 and distance.drop - doubts * distance.doubt <= self.max_drop
+        return self.max_nmse is None or distance.nmse <= self.max_nmse
+
+    def __str__(self) -> str:
+        if self.max_drop is not None:
+            return f"metric at most {self.max_drop:g} lower"
+        if self.max_nmse is not None and self.max_nmse < float("inf"):
+            return f"output error at most {100 * self.max_nmse:g} % of the variance"
+        return ""
+
+
+@dataclass(frozen=True)
 class ThreeSets:
     fit: Samples
     rank: Samples

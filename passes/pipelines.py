@@ -59,7 +59,7 @@ RECIPES: Mapping[str, tuple[str, Pipeline]] = {
     "add-attention": (
         "default, then attention by signed sums in linear order, trained against the original (needs --calib and"
         " --recover)",
-        Pipeline(*_prepared.steps, SplitProjections(), HoistSlices(), AddAttention(), Repeat(cleanup)),
+        Pipeline(*_split.steps, AddAttention(), Repeat(cleanup)),
     ),
     "fast": (
         "default, then linear layers in 8 bits between float ops: the fastest on ONNX Runtime (needs --calib)",

@@ -38,8 +38,7 @@ def collect(graph: Graph, context: Context, requests: Sequence[Request]) -> Stat
             if array.size:
                 _check(value, array, index)
                 found[value].add(array, axes[value])
-        for observer in context.observers:
-            observer.progressed("calibrate", index + 1, len(feeds))
+        context.progressed("calibrate", index + 1, len(feeds))
     statistics = Statistics(found)
     if cache is not None:
         statistics.save(cache, graph, digest)

@@ -76,8 +76,7 @@ def collect_grams(graph: Graph, context: Context, nodes: Sequence[Node], feeds: 
                 for rows in _rows(first[key], array):
                     grams[key].add(rows)
             done += 1
-            for observer in context.observers:
-                observer.progressed("second moments", done, len(batches) * len(feeds))
+            context.progressed("second moments", done, len(batches) * len(feeds))
     return [grams[_reading(node)] for node in nodes]
 
 

@@ -38,7 +38,7 @@ class HoistSlices(Pass):
         for node in graph.nodes(ops.Gather):
             _as_slice(graph, node, self.name)
         work = graph.nodes(ops.Slice)
-        while work and (context.fuel is None or context.fuel.left > 0):
+        while work and context.fuelled:
             node = work.pop()
             if node.graph is not graph or not _narrows(node):
                 continue
@@ -54,8 +54,7 @@ class HoistSlices(Pass):
             graph.replace(old, made)
             graph.erase_dead([node])
             changes.rewrites[self.name] += 1
-            if context.fuel is not None:
-                context.fuel.burn()
+            context.burn()
             work += [slice_ for v in made.node.inputs for slice_ in _shared(graph, v)] if made.node is not None else []
         return changes
 

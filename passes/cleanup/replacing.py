@@ -21,13 +21,11 @@ class Replacer:
 
     def replace(self, old: Value, new: Value, matched: Sequence[Node]) -> bool:
         """Put `new` (detached or not) in the place of `old`, which `matched` made. False if fuel has run out."""
-        fuel = self.context.fuel
-        if fuel is not None and fuel.left <= 0:
+        if not self.context.fuelled:
             return False
         substitute(self.graph, old, new, self.name, matched)
         self.changes.rewrites[self.name] += 1
-        if fuel is not None:
-            fuel.burn()
+        self.context.burn()
         self.context.on_rewrite(self.name, old, new)
         return True
 

@@ -40,14 +40,13 @@ class SplitProjections(Pass):
                 continue
             if constant(node.operands[1]) is None or any(constant(v) is None for v in node.inputs[1:]):
                 continue
-            if context.fuel is not None and context.fuel.left <= 0:
+            if not context.fuelled:
                 break
             done = sum(_split(graph, node, chain, part, context) for part in parts)
             if done:
                 changes.rewrites[self.name] += done
                 graph.erase_dead([node, *chain])
-                if context.fuel is not None:
-                    context.fuel.burn()
+                context.burn()
         return changes
 
 

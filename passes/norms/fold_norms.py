@@ -41,19 +41,19 @@ class FoldNorms(Pass):
     def run(self, graph: Graph, context: Context) -> Changes:
         changes = Changes()
         for node in reversed(graph.nodes(Mul, Add, BatchNorm)):
-            if node.graph is graph and _fuelled(context):
-                _burn(context, self._fold_affine(graph, node, changes))
+            if node.graph is graph and context.fuelled and self._fold_affine(graph, node, changes):
+                context.burn()
         for node in graph.nodes(LayerNorm, RMSNorm):
-            if _fuelled(context):
-                _burn(context, self._fold_parameters(graph, node, changes))
+            if context.fuelled and self._fold_parameters(graph, node, changes):
+                context.burn()
         if self.centre:
             for stream in centred_streams(graph):
                 if stream.obstacle:
                     changes.skipped += [(str(norm.loc), stream.obstacle) for norm in stream.norms]
-                elif _fuelled(context):
+                elif context.fuelled:
                     stream.rewrite(graph, self.name)
                     changes.rewrites["layer norm to RMS norm"] += len(stream.norms)
-                    _burn(context, True)
+                    context.burn()
         return changes
 
     def _fold_parameters(self, graph: Graph, node: Node, changes: Changes) -> bool:
@@ -125,12 +125,3 @@ def _write_shortest(graph: Graph, node: Node, part: AffinePart, by: str) -> bool
 
 def _lacks_bias(node: Node) -> bool:
     return isinstance(node.op, Linear) and len(node.inputs) < 3
-
-
-def _fuelled(context: Context) -> bool:
-    return context.fuel is None or context.fuel.left > 0
-
-
-def _burn(context: Context, done: bool) -> None:
-    if done and context.fuel is not None:
-        context.fuel.burn()

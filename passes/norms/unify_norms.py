@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from planish.ir.errors import UsageError
-from planish.ir.graph import Graph, Node
-from planish.ir.op import Const, constant
+from planish.ir.graph import Graph
 from planish.ir.ops import Linear
 from planish.passes.base import Context, Pass
 from planish.passes.exactness import Exactness, approximate
-from planish.passes.judging import Distance, Judge, tapped, three_sets
+from planish.passes.judging import Bars, Distance, Judge, tapped, three_sets
 from planish.passes.norms.converting import Conversion, convert, converted, norms_of, vanishes
 from planish.passes.norms.fit import Fit
 from planish.passes.norms.unify_report import NormFinding, Step, UnifyReport
 from planish.passes.rewrite import Changes
+from planish.passes.trained import take_weights
 
 VARIANTS = ("auto", "diagonal", "full")
 _LOOKAHEAD = 3  # norms that are tried for each one that is taken
@@ -79,18 +79,10 @@ class UnifyNorms(Pass):
                     changes.rewrites[f"{finding.state}, {finding.variant}"] += 1
         return changes
 
-    def allows(self, distance: Distance, doubts: float = 0.0) -> bool:
-        """True if the error is within the budget, or so many standard errors from it."""
-        if self.max_drop is not None and distance.drop is not None:
-            return distance.nmse < 1 and distance.drop - doubts * distance.doubt <= self.max_drop
-        return distance.nmse <= self.max_nmse
-
     @property
-    def budget(self) -> str:
-        """The budget in words."""
-        if self.max_drop is not None:
-            return f"metric at most {self.max_drop:g} lower"
-        return f"output error at most {100 * self.max_nmse:g} % of the variance"
+    def bars(self) -> Bars:
+        """What the error has to stay within."""
+        return Bars(self.max_drop, self.max_nmse)
 
 
 class _Search:
@@ -120,7 +112,9 @@ class _Search:
         chosen = self.judge.distance(best.graph or converted(self.graph, best.plan, BY)[0])
         findings = self._findings(best.plan)
         self._apply(best)
-        return UnifyReport(tuple(findings), tuple(self.curve), self.step.budget, chosen, best.distance, best.recovery)
+        return UnifyReport(
+            tuple(findings), tuple(self.curve), str(self.step.bars), chosen, best.distance, best.recovery
+        )
 
     def _best_recovered(self, judge: Judge, without: int) -> _Result | None:
         """The most norms that training keeps within the budget on the report set, if no fewer than `without` it."""
@@ -131,7 +125,7 @@ class _Search:
             result = self._recovered({number: self.first[number] for number in order[:count]})
             assert result.graph is not None
             result.distance = judge.distance(result.graph)
-            if self.step.allows(result.distance):
+            if self.step.bars.allows(result.distance):
                 return result
         return None
 
@@ -143,7 +137,7 @@ class _Search:
             middle = (low + high + 1) // 2
             plan = self._in_order(plans[middle])
             distance = judge.distance(converted(self.graph, plan, BY)[0])
-            if self.step.allows(distance):
+            if self.step.bars.allows(distance):
                 low, best = middle, _Result(plan, distance)
             else:
                 high = middle - 1
@@ -187,8 +181,8 @@ class _Search:
                 plan = {**plans[-1], number: conversion}
                 tried.append((self._distance(plan), number, plan))
             distance, number, plan = min(tried, key=lambda entry: (_key(entry[0]), entry[1]))
-            accepted = self.step.allows(distance, doubts=2)
-            self.curve.append(Step(len(plan), _name(self.norms[number]), distance, accepted))
+            accepted = self.step.bars.allows(distance, doubts=2)
+            self.curve.append(Step(len(plan), self.norms[number].label, distance, accepted))
             if not accepted:
                 break
             left.remove(number)
@@ -240,8 +234,7 @@ class _Search:
         distance = self.judge.distance(copy)
         self.done += 1
         self.total = max(self.total, self.done)
-        for observer in self.context.observers:
-            observer.progressed("choose norms", self.done, self.total)
+        self.context.progressed("choose norms", self.done, self.total)
         return distance
 
     def _findings(self, plan: Plan) -> list[NormFinding]:
@@ -254,41 +247,25 @@ class _Search:
             else:
                 state, note = "folded" if vanishes(norm) else "product and sum", fit.deviations().warning()
             local = fit.error(self.first[number].linear)
-            found.append(NormFinding(_name(norm), conversion.variant, state, note, fit.deviations(), local, alone))
+            found.append(NormFinding(norm.label, conversion.variant, state, note, fit.deviations(), local, alone))
         return found
 
     def _why_kept(self, plan: Plan, number: int) -> str:
         if self.context.recover is None and self._breaks_anchors(plan, number):
             return f"it is the one of {self.step.anchor_every} norms in a row that stays"
-        return f"the budget allows no more: {self.step.budget}"
+        return f"the budget allows no more: {self.step.bars}"
 
     def _apply(self, result: _Result) -> None:
         """Rewrite the graph itself."""
         for number, conversion in result.plan.items():
-            if self.context.fuel is not None:
-                if self.context.fuel.left <= 0:
-                    return
-                self.context.fuel.burn()
+            if not self.context.fuelled:
+                return
+            self.context.burn()
             convert(self.graph, self.norms[number], conversion, BY)
         if result.graph is not None:
-            _take_weights(self.graph, result.graph)
-
-
-def _take_weights(graph: Graph, trained: Graph) -> None:
-    """Give the linear layers of `graph` the constants of their twins."""
-    for mine, other in zip(graph.nodes(Linear), trained.nodes(Linear), strict=True):
-        for index, operand in enumerate(other.operands[1:], 1):
-            data = constant(operand)
-            if data is not None and data is not constant(mine.operands[index]):
-                made = graph.add(Const(data), loc=mine.loc, before=mine).result
-                graph.set_operand(mine, index, made)
-    graph.erase_dead()
+            take_weights(self.graph, result.graph)
 
 
 def _key(distance: Distance) -> float:
     """What the better one has less of: outputs differ finely where a metric moves in steps."""
     return distance.nmse if math.isfinite(distance.nmse) else math.inf
-
-
-def _name(norm: Node) -> str:
-    return str(norm.loc.sources[0]) if norm.loc.sources else norm.result.hint

@@ -31,7 +31,7 @@ class MergeProjections(Pass):
             if x is not None:
                 groups.setdefault(x, []).append(node)
         for x, nodes in groups.items():
-            if len(nodes) < 2 or (context.fuel is not None and context.fuel.left <= 0):
+            if len(nodes) < 2 or not context.fuelled:
                 continue
             fault = _fault(nodes)
             if fault:
@@ -39,8 +39,7 @@ class MergeProjections(Pass):
                 continue
             _merge(graph, x, nodes, context)
             changes.rewrites[self.name] += 1
-            if context.fuel is not None:
-                context.fuel.burn()
+            context.burn()
         return changes
 
 

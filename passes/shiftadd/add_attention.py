@@ -9,13 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from planish.ir.graph import Graph, Node, Value
-from planish.ir.op import Const, constant
+from planish.ir.op import constant
 from planish.ir.ops import Add, AddMatMul, Attention, Binarize, Linear, Mul, ReduceSum, Transpose
 from planish.passes.base import Context, Feeds, Pass
 from planish.passes.exactness import Exactness, approximate
-from planish.passes.judging import Distance, Judge, ThreeSets, tapped, three_sets
+from planish.passes.judging import Bars, Distance, Judge, ThreeSets, tapped, three_sets
 from planish.passes.norms.converting import norms_of
 from planish.passes.rewrite import Changes, array_like
+from planish.passes.trained import take_weights
 
 BY = "add-attention"
 _FITTED_FEEDS = 16  # the two factors of an attention need no more samples
@@ -82,25 +83,18 @@ class AddAttention(Pass):
         convert(student, numbers, factors)
         recovery = _trained(student, graph, sets, context)
         reported = Judge(graph, sets.report, context).distance(student)
-        if not self.allows(reported):
+        if not Bars(self.max_drop, self.max_nmse).allows(reported):
             name, found = ("the metric falls", reported.drop) if self.max_drop is not None else ("outputs err", None)
             shown = f"by {found:.3g}" if found is not None else f"by {100 * reported.nmse:.2g} % of their variance"
             changes.skipped.extend((factor.name, f"{name} {shown}, more than allowed") for factor in factors)
             return changes
         convert(graph, numbers, factors)
-        _take_weights(graph, student)
+        take_weights(graph, student)
         context.reports.append(AddAttentionReport(tuple(factors), reported, recovery))
         changes.rewrites[BY] += len(numbers)
-        if context.fuel is not None:
-            for _ in numbers:
-                context.fuel.burn()
+        for _ in numbers:
+            context.burn()
         return changes
-
-    def allows(self, distance: Distance) -> bool:
-        """True if the error is within the budget."""
-        if self.max_drop is not None and distance.drop is not None:
-            return distance.nmse < 1 and distance.drop <= self.max_drop
-        return distance.nmse <= self.max_nmse
 
 
 def fault_of(node: Node) -> str:
@@ -137,8 +131,7 @@ def fitted(graph: Graph, numbers: Sequence[int], feeds: Sequence[Feeds], context
         ridge = 1e-9 * np.diag(np.diag(moment[:2, :2])) + 1e-30 * np.eye(2)
         factors = np.maximum(np.linalg.solve(moment[:2, :2] + ridge, moment[:2, 2]), 1e-9)
         error = moment[2, 2] - 2 * factors @ moment[:2, 2] + factors @ moment[:2, :2] @ factors
-        name = str(node.loc.sources[0]) if node.loc.sources else node.result.hint
-        found.append(Factors(name, float(factors[0]), float(factors[1]), float(error / max(variance, 1e-30))))
+        found.append(Factors(node.label, float(factors[0]), float(factors[1]), float(error / max(variance, 1e-30))))
     return found
 
 
@@ -188,14 +181,3 @@ def _after_signs(graph: Graph) -> set[Value]:
         if isinstance(node.op, AddMatMul) or any(value in found for value in node.inputs):
             found.update(node.results)
     return found
-
-
-def _take_weights(graph: Graph, trained: Graph) -> None:
-    """Give the linear layers of `graph` the constants of their twins."""
-    for mine, other in zip(graph.nodes(Linear), trained.nodes(Linear), strict=True):
-        for index, operand in enumerate(other.operands[1:], 1):
-            data = constant(operand)
-            if data is not None and data is not constant(mine.operands[index]):
-                made = graph.add(Const(data), loc=mine.loc, before=mine).result
-                graph.set_operand(mine, index, made)
-    graph.erase_dead()

@@ -34,7 +34,7 @@ class Layer:
 
     @property
     def name(self) -> str:
-        return str(self.node.loc.sources[0]) if self.node.loc.sources else self.node.result.hint
+        return self.node.label
 
     @property
     def products(self) -> int:

@@ -135,7 +135,7 @@ class MixExperts(Pass):
             return changes
         sets = three_sets(context)
         for node, (routing, ratio) in zip(nodes, self._routings(graph, nodes, sets, context), strict=True):
-            if context.fuel is not None and context.fuel.left <= 0:
+            if not context.fuelled:
                 break
             if ratio > 1 - self.gain:
                 reason = f"its router leaves {100 * ratio:.0f} % of the error that chance does"
@@ -143,8 +143,7 @@ class MixExperts(Pass):
                 continue
             route_experts(graph, node, routing)
             changes.rewrites[BY] += 1
-            if context.fuel is not None:
-                context.fuel.burn()
+            context.burn()
         return changes
 
     def _routings(

@@ -19,7 +19,7 @@ from planish.passes.calibration.gram import collect_grams
 from planish.passes.exactness import Exactness, approximate
 from planish.passes.integer.plan import Plan
 from planish.passes.integer.quantize_products import even_out
-from planish.passes.judging import Distance, Judge, ThreeSets, three_sets
+from planish.passes.judging import Bars, Distance, Judge, ThreeSets, three_sets
 from planish.passes.rewrite import Changes
 from planish.passes.shiftadd.choosing import Choice, choices, cost_of, spread
 from planish.passes.shiftadd.layers import Coded, Layer, coded, matrices, refusal, replace_weights
@@ -91,11 +91,10 @@ class ShiftAdd(Pass):
                     changes.skipped.append((finding.name, f"the budget needs its floats: {report.budget}"))
         return changes
 
-    def allows(self, distance: Distance, doubts: float = 0.0) -> bool:
-        """True if the error is within the budget, or so many standard errors from it; True without one."""
-        if self.max_drop is not None and distance.drop is not None:
-            return distance.nmse < 1 and distance.drop - doubts * distance.doubt <= self.max_drop
-        return self.max_nmse is None or distance.nmse <= self.max_nmse
+    @property
+    def bars(self) -> Bars:
+        """What the error has to stay within."""
+        return Bars(self.max_drop, self.max_nmse)
 
     @property
     def book(self) -> str:
@@ -107,17 +106,14 @@ class ShiftAdd(Pass):
     @property
     def barred(self) -> bool:
         """True if the error has a budget."""
-        return self.max_drop is not None or self.max_nmse is not None
+        return self.bars != Bars()
 
     @property
     def budget(self) -> str:
         """The budget in words."""
         parts = [] if self.bits is None else [f"at most {self.bits:g} bits per weight"]
         parts += [] if self.energy is None else [f"at most {100 * self.energy:g} % of the energy of int8"]
-        if self.max_drop is not None:
-            parts.append(f"metric at most {self.max_drop:g} lower")
-        elif self.max_nmse is not None:
-            parts.append(f"output error at most {100 * self.max_nmse:g} % of the variance")
+        parts += [str(self.bars)] if self.barred else []
         return ", ".join(parts) or f"all layers in {self.book}"
 
     def books(self) -> list[Codebook]:
@@ -156,13 +152,13 @@ class _Run:
             sample = {found.index(choice) for choice in spread(found, _POINTS)} | {taken}
             for done, place in enumerate(sorted(sample), 1):
                 measured[place] = self.judge.distance(self._copy(found[place]))
-                self._progressed("measure choices", done, len(sample))
+                self.context.progressed("measure choices", done, len(sample))
             if step.barred:
                 taken = self._cheapest_allowed(found, measured, taken)
         choice = found[taken]
         if taken not in measured:
             measured[taken] = self.judge.distance(self._copy(choice))
-        if step.barred and not step.allows(measured[taken], doubts=2):
+        if step.barred and not step.bars.allows(measured[taken], doubts=2):
             raise GateError(f"no choice of codebooks fits: {step.budget}", remedy="allow more, or fewer bars")
         reported = Judge(self.graph, self.sets.report, self.context).distance(self._copy(choice))
         report = self._report(found, measured, taken, reported)
@@ -174,7 +170,7 @@ class _Run:
         found = []
         for done, layer in enumerate(self.layers, 1):
             found.append({book.name: coded(layer, book) for book in self.step.books()})
-            self._progressed("encode weights", done, len(self.layers))
+            self.context.progressed("encode weights", done, len(self.layers))
         return found
 
     def _every(self) -> list[Choice]:
@@ -192,7 +188,7 @@ class _Run:
             choice: Choice = tuple(option if i == number else None for i in range(len(self.layers)))
             distance = self.judge.distance(self._copy(choice))
             found.append(distance.nmse / max(option.noise, 1e-12) if math.isfinite(distance.nmse) else 1e12)
-            self._progressed("try layers", number + 1, len(self.layers))
+            self.context.progressed("try layers", number + 1, len(self.layers))
         return found
 
     def _within(self, found: Sequence[Choice]) -> int:
@@ -211,13 +207,13 @@ class _Run:
     def _cheapest_allowed(self, found: Sequence[Choice], measured: dict[int, Distance], last: int) -> int:
         """The first choice within the error, by bisection between those that were measured."""
         places = [place for place in sorted(measured) if place <= last]
-        allowed = [place for place in places if self.step.allows(measured[place])]
+        allowed = [place for place in places if self.step.bars.allows(measured[place])]
         high = allowed[0] if allowed else last
         low = max((place for place in places if place < high), default=-1)
         while high - low > 1:
             middle = (low + high) // 2
             measured[middle] = self.judge.distance(self._copy(found[middle]))
-            low, high = (low, middle) if self.step.allows(measured[middle]) else (middle, high)
+            low, high = (low, middle) if self.step.bars.allows(measured[middle]) else (middle, high)
         return high
 
     def _copy(self, choice: Choice) -> Graph:
@@ -230,15 +226,10 @@ class _Run:
         return copy
 
     def _apply(self, choice: Choice) -> None:
-        fuel = self.context.fuel
         for layer, found in zip(self.layers, choice, strict=True):
-            if found is None:
-                continue
-            if fuel is not None and fuel.left <= 0:
-                return
-            if fuel is not None:
-                fuel.burn()
-            replace_weights(self.graph, layer, layer.node, found, BY)
+            if found is not None and self.context.fuelled:
+                replace_weights(self.graph, layer, layer.node, found, BY)
+                self.context.burn()
 
     def _report(
         self, found: Sequence[Choice], measured: Mapping[int, Distance], taken: int, reported: Distance
@@ -252,10 +243,6 @@ class _Run:
         return ShiftAddReport(
             layers, tuple(points), self.step.budget, cost.bits, cost.energy, measured[taken], reported
         )
-
-    def _progressed(self, stage: str, done: int, total: int) -> None:
-        for observer in self.context.observers:
-            observer.progressed(stage, done, total)
 
 
 def _finding(layer: Layer, found: Coded | None) -> LayerFinding:

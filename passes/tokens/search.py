@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from planish.ir.errors import GateError
 from planish.ir.graph import Graph
 from planish.passes.base import Context
-from planish.passes.judging import Distance, Judge, joined, three_sets
+from planish.passes.judging import Bars, Distance, Judge, joined, three_sets
 from planish.passes.tokens.applying import compressed
 from planish.passes.tokens.encoder import Encoder, find_encoder
 from planish.passes.tokens.latency import Latency
@@ -44,9 +44,12 @@ class Budget:
 
     def allows(self, distance: Distance, doubts: float = 0.0) -> bool:
         """True if the error is within the budget, or so many standard errors from it."""
-        if self.max_drop is not None and distance.drop is not None:
-            return distance.nmse < 1 and distance.drop - doubts * distance.doubt <= self.max_drop
-        return distance.nmse <= self.error
+        return self.bars.allows(distance, doubts)
+
+    @property
+    def bars(self) -> Bars:
+        """Those of the error."""
+        return Bars(self.max_drop, self.error)
 
     @property
     def error(self) -> float:
@@ -56,12 +59,8 @@ class Budget:
         return DEFAULT_ERROR if self.speed is None else float("inf")
 
     def __str__(self) -> str:
-        bars = [] if self.speed is None else [f"at least {self.speed:g} times as fast"]
-        if self.max_drop is not None:
-            bars.append(f"metric at most {self.max_drop:g} lower")
-        elif self.error < float("inf"):
-            bars.append(f"output error at most {100 * self.error:g} % of the variance")
-        return ", ".join(bars)
+        speed = "" if self.speed is None else f"at least {self.speed:g} times as fast"
+        return ", ".join(filter(None, [speed, str(self.bars)]))
 
 
 class Search:
@@ -185,8 +184,7 @@ class Search:
         tokens = choice.tokens_by_block(self.encoder.tokens)
         distance = self.judge.distance(compressed(self.graph, choice))
         self.done += 1
-        for observer in self.context.observers:
-            observer.progressed("choose tokens", self.done, max(self.total, self.done))
+        self.context.progressed("choose tokens", self.done, max(self.total, self.done))
         return Point(choice, tuple(after for _, after in tokens), latency.speed(self.encoder, tokens), False, distance)
 
     # time
