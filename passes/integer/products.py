@@ -15,7 +15,7 @@ from planish.passes.integer.conversion import Conversion, Operand, Want
 from planish.passes.integer.forms import SUM, Form, Spec, column_scales, operand_bits, symmetric
 from planish.passes.integer.plan import Plan
 
-_BIAS_ROOM = 2.0**30  # codes that a bias may take of the 2**31 of a sum
+BIAS_ROOM = 2.0**30  # codes that a bias may take of the 2**31 of a sum
 
 
 def _array(value: Value | None) -> np.ndarray | None:
@@ -50,8 +50,7 @@ class LinearConversion(Conversion):
         if not plan.is_wide(node):
             return plan.evened(x) or plan.operand(x)
         w = self._weight(node, plan)
-        bits = operand_bits(fixedpoint.quantized(w, dtypes.i8, column_scales(w, 1)), 30)
-        return symmetric(*plan.range_of(x, 16, True), dtypes.i16, bits)
+        return wide_input(x, fixedpoint.quantized(w, dtypes.i8, column_scales(w, 1)), plan)
 
     def _weight(self, node: Node, plan: Plan) -> np.ndarray:
         w = _array(node.operands[1])
@@ -113,7 +112,7 @@ def quantized_weight(
     mean: of each input channel: what rounded weights make of it on average is taken off the bias (Nagel et al. 2019,
     bias correction). A channel whose bias is large against its weights gets a coarser scale, so that the bias fits.
     """
-    floor = np.zeros(w.shape[axis]) if b is None else np.abs(b) / (input_scale * _BIAS_ROOM)
+    floor = np.zeros(w.shape[axis]) if b is None else np.abs(b) / (input_scale * BIAS_ROOM)
     scales = column_scales(w, axis, floor)
     spread = [-1 if i == axis else 1 for i in range(w.ndim)]
     codes = fixedpoint.quantized(w, dtypes.i8, scales.reshape(spread))
@@ -121,10 +120,19 @@ def quantized_weight(
         error = w - codes * scales.reshape(spread)
         b = (np.zeros(w.shape[axis]) if b is None else b) + _mean_effect(error, axis, mean)
     quant = Quant(tuple(scales.tolist()), 0, axis)
-    if b is None:
-        return Data(codes, quant), None
-    sums = quant.times(input_scale)
-    return Data(codes, quant), Data(fixedpoint.quantized(b, dtypes.i32, sums.scales), Quant(sums.scale, 0, 0))
+    return Data(codes, quant), None if b is None else bias_codes(b, quant, input_scale)
+
+
+def bias_codes(b: np.ndarray, weight: Quant, input_scale: float) -> Data:
+    """A bias in codes of the sums that it is added to (i32)."""
+    scales = weight.scales * input_scale
+    quant = Quant(tuple(scales.tolist()), 0, None if weight.axis is None else 0)
+    return Data(fixedpoint.quantized(b, dtypes.i32, scales), quant)
+
+
+def wide_input(x: Value, codes: np.ndarray, plan: Plan) -> Spec:
+    """Codes of as many bits, at most 16, as sums of products by code columns [K, N] provably have room for."""
+    return symmetric(*plan.range_of(x, 16, True), dtypes.i16, operand_bits(codes, 30))
 
 
 def _mean_effect(error: np.ndarray, axis: int, mean: np.ndarray) -> np.ndarray:

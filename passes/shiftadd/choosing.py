@@ -76,7 +76,7 @@ def _exchange(cheap: tuple[float, float, object], dear: tuple[float, float, obje
     return (dear[0] - cheap[0]) / (cheap[1] - dear[1])
 
 
-def spread(items: Sequence[Choice], count: int) -> list[Choice]:
-    """At most `count` of the items, evenly, the first and the last among them."""
-    places = np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))
-    return [items[i] for i in places]
+def spread(count: int, most: int) -> list[int]:
+    """At most so many of 0 to count - 1, evenly, the first and the last among them."""
+    places = np.linspace(0, count - 1, min(count, most)).round().astype(int)
+    return [int(place) for place in np.unique(places)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -42,28 +43,49 @@ def error_of(found: Encoded, w: np.ndarray, covariance: np.ndarray) -> float:
 
 
 def encode(w: np.ndarray, book: Codebook, covariance: np.ndarray, feedback: bool = True) -> Encoded:
-    """Codes of weights w [K, N] for rows of the given covariance [K, K].
+    """Codes of weights w [K, N] for rows of the given covariance [K, K]; `feedback` as in `Curvature.encode`."""
+    return Curvature(covariance).encode(w, book, feedback)
 
-    feedback: let later rows make good what earlier ones lose; otherwise every weight gets the nearest code.
-    """
-    damped = covariance + _DAMPING * max(float(np.mean(np.diag(covariance))), 1e-12) * np.eye(len(w))
-    scales = _searched(w, book, np.diag(damped))
-    if not feedback:
-        return Encoded(_rounded_rows(w, book, scales), scales)
-    order = np.argsort(-np.diag(damped), kind="stable") if not book.is_binary_coded else np.arange(len(w))
-    factor = _factor(damped[np.ix_(order, order)])
-    best: Encoded | None = None
-    least = np.inf
-    for _ in range(_ROUNDS):
-        codes = np.empty(w.shape, np.int8)
-        codes[order] = _swept(w[order], book, scales, factor)
-        scales = _fitted(codes, w, damped, scales)
-        found = Encoded(codes, scales)
-        error = error_of(found, w, damped)
-        if error < least:
-            best, least = found, error
-    assert best is not None
-    return best
+
+class Curvature:
+    """How an error of weights [K, N] becomes one of results: the covariance [K, K] of rows, and what follows of it."""
+
+    def __init__(self, covariance: np.ndarray):
+        least = max(float(np.mean(np.diag(covariance))), 1e-12)
+        self.damped = covariance + _DAMPING * least * np.eye(len(covariance))
+
+    def encode(self, w: np.ndarray, book: Codebook, feedback: bool = True) -> Encoded:
+        """Codes of weights.
+
+        feedback: let later rows make good what earlier ones lose; otherwise every weight gets the nearest code.
+        """
+        scales = _searched(w, book, np.diag(self.damped))
+        if not feedback:
+            return Encoded(_rounded_rows(w, book, scales), scales)
+        order, factor = self._as_they_come if book.is_binary_coded else self._strongest_first
+        best: Encoded | None = None
+        least = np.inf
+        for _ in range(_ROUNDS):
+            codes = np.empty(w.shape, np.int8)
+            codes[order] = _swept(w[order], book, scales, factor)
+            scales = _fitted(codes, w, self.damped, scales)
+            found = Encoded(codes, scales)
+            error = error_of(found, w, self.damped)
+            if error < least:
+                best, least = found, error
+        assert best is not None
+        return best
+
+    @cached_property
+    def _strongest_first(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows in the order in which they are rounded, and the factor for it."""
+        order = np.argsort(-np.diag(self.damped), kind="stable")
+        return order, _factor(self.damped[np.ix_(order, order)])
+
+    @cached_property
+    def _as_they_come(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same in the order of rows, which groups of binary-coded books need."""
+        return np.arange(len(self.damped)), _factor(self.damped)
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from planish.ir.graph import Graph, Node, Value
 from planish.ir.op import constant
 from planish.ir.types import Quant
 from planish.passes.calibration.gram import Gram
-from planish.passes.shiftadd.encoding import encode, error_of
+from planish.passes.shiftadd.encoding import Curvature, error_of
 
 SCALE_BITS = 32  # of the scale of a channel, as files store it
 
@@ -47,13 +48,15 @@ class Layer:
 class Coded:
     """A layer's weights in a codebook.
 
-    codes: int8 in the layout of the layer. scales: float64, one per channel. noise: energy of the error of its results
-    over that of the results, on samples that nothing was fitted on, what the bias can take apart.
+    codes: int8 in the layout of the layer. scales: float64, one per channel. lost: float64, by how much its results
+    are smaller on average, per channel, which the bias takes. noise: energy of the rest of their error over that of the
+    results, on samples that nothing was fitted on.
     """
 
     book: Codebook
     codes: np.ndarray
     scales: np.ndarray
+    lost: np.ndarray
     noise: float
 
     @property
@@ -86,23 +89,20 @@ def matrices(node: Node) -> np.ndarray:
     return np.swapaxes(w.reshape(node.op.group, w.shape[0] // node.op.group, -1), 1, 2)
 
 
-def coded(layer: Layer, book: Codebook) -> Coded:
-    """The weights in a codebook: with feedback between rows, or rounded one by one where that errs less elsewhere."""
-    options = [_encoded(layer, book, feedback) for feedback in (True, False)]
-    return min(options, key=lambda option: option.noise)
+def coded(layer: Layer, books: Sequence[Codebook]) -> dict[str, Coded]:
+    """The weights in each codebook: with feedback between rows, or rounded one by one where that errs less unseen."""
+    curvatures, unseen = [Curvature(c) for c in layer.fit.covariance], layer.rank.covariance
+    energy = sum(float(np.sum(w * (c @ w))) for w, c in zip(layer.weights, unseen, strict=True))
 
+    def encoded(book: Codebook, feedback: bool) -> Coded:
+        found = [c.encode(w, book, feedback) for w, c in zip(layer.weights, curvatures, strict=True)]
+        wrong = sum(error_of(e, w, c) for e, w, c in zip(found, layer.weights, unseen, strict=True))
+        lost = [m @ (w - e.real) for m, w, e in zip(layer.fit.mean, layer.weights, found, strict=True)]
+        codes = _laid_out(layer.node, np.stack([e.codes for e in found]))
+        scales = np.concatenate([e.scales for e in found])
+        return Coded(book, codes, scales, np.concatenate(lost), wrong / max(energy, 1e-300))
 
-def _encoded(layer: Layer, book: Codebook, feedback: bool) -> Coded:
-    fit, rank = layer.fit.covariance, layer.rank.covariance
-    found = [encode(w, book, c, feedback) for w, c in zip(layer.weights, fit, strict=True)]
-    wrong = sum(error_of(e, w, c) for e, w, c in zip(found, layer.weights, rank, strict=True))
-    energy = sum(float(np.sum(w * (c @ w))) for w, c in zip(layer.weights, rank, strict=True))
-    return Coded(
-        book,
-        _laid_out(layer.node, np.stack([e.codes for e in found])),
-        np.concatenate([e.scales for e in found]),
-        wrong / max(energy, 1e-300),
-    )
+    return {book.name: min((encoded(book, f) for f in (True, False)), key=lambda one: one.noise) for book in books}
 
 
 def _laid_out(node: Node, codes: np.ndarray) -> np.ndarray:
@@ -111,13 +111,10 @@ def _laid_out(node: Node, codes: np.ndarray) -> np.ndarray:
     return codes[0] if not isinstance(node.op, ops.Conv) else np.swapaxes(codes, 1, 2).reshape(shape)
 
 
-def replace_weights(graph: Graph, layer: Layer, node: Node, found: Coded, by: str) -> Value:
-    """Give `node` of `graph`, the layer itself or its copy, the codes; what they lose on average goes to the bias."""
+def replace_weights(graph: Graph, node: Node, found: Coded, by: str) -> Value:
+    """Give `node` of `graph` the codes, and its bias what they lose on average."""
     op, data = node.op, constant(node.operands[2]) if len(node.operands) > 2 else None
-    columns = np.swapaxes(_columns(node, found), 1, 2)  # [G, N, K]
-    lost = np.swapaxes(layer.weights, 1, 2) - columns
-    shift = np.einsum("gnk,gk->gn", lost, layer.fit.mean).reshape(-1)
-    bias = shift if data is None else data.numpy().astype(np.float64) + shift
+    bias = found.lost if data is None else data.numpy().astype(np.float64) + found.lost
     axis = 0 if isinstance(op, ops.Conv) else 1
     weight = Data(found.codes, Quant(tuple(found.scales.tolist()), 0, axis, found.book.name))
     made = ops.ShiftConv(op.strides, op.pads, op.dilations, op.group) if isinstance(op, ops.Conv) else ops.ShiftLinear()
@@ -127,11 +124,3 @@ def replace_weights(graph: Graph, layer: Layer, node: Node, found: Coded, by: st
     graph.replace(node.result, result)
     graph.erase_dead([node])
     return result
-
-
-def _columns(node: Node, found: Coded) -> np.ndarray:
-    """The real weights that codes stand for, float64[G, K, N]."""
-    if not isinstance(node.op, ops.Conv):
-        return (found.codes * found.scales)[None]
-    flat = found.codes.reshape(len(found.codes), -1) * found.scales[:, None]
-    return np.swapaxes(flat.reshape(node.op.group, -1, flat.shape[1]), 1, 2)

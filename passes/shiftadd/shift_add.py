@@ -149,7 +149,7 @@ class _Run:
         measured: dict[int, Distance] = {}
         taken = self._within(found) if step.bits is not None or step.energy is not None else len(found) - 1
         if len(found) > 1:
-            sample = {found.index(choice) for choice in spread(found, _POINTS)} | {taken}
+            sample = {*spread(len(found), _POINTS), taken}
             for done, place in enumerate(sorted(sample), 1):
                 measured[place] = self.judge.distance(self._copy(found[place]))
                 self.context.progressed("measure choices", done, len(sample))
@@ -169,7 +169,7 @@ class _Run:
         """Codes of each layer, by codebook."""
         found = []
         for done, layer in enumerate(self.layers, 1):
-            found.append({book.name: coded(layer, book) for book in self.step.books()})
+            found.append(coded(layer, self.step.books()))
             self.context.progressed("encode weights", done, len(self.layers))
         return found
 
@@ -184,7 +184,7 @@ class _Run:
         """Error of the outputs per noise of each layer: from one layer in a cheap codebook at a time."""
         found = []
         for number, layer in enumerate(self.layers):
-            option = self.options[number].get(_TRIED) or coded(layer, CODEBOOKS[_TRIED])
+            option = self.options[number].get(_TRIED) or coded(layer, [CODEBOOKS[_TRIED]])[_TRIED]
             choice: Choice = tuple(option if i == number else None for i in range(len(self.layers)))
             distance = self.judge.distance(self._copy(choice))
             found.append(distance.nmse / max(option.noise, 1e-12) if math.isfinite(distance.nmse) else 1e12)
@@ -222,13 +222,13 @@ class _Run:
         for layer, found in zip(self.layers, choice, strict=True):
             node = twins[layer.node.result].node
             if found is not None and node is not None:
-                replace_weights(copy, layer, node, found, BY)
+                replace_weights(copy, node, found, BY)
         return copy
 
     def _apply(self, choice: Choice) -> None:
         for layer, found in zip(self.layers, choice, strict=True):
             if found is not None and self.context.fuelled:
-                replace_weights(self.graph, layer, layer.node, found, BY)
+                replace_weights(self.graph, layer.node, found, BY)
                 self.context.burn()
 
     def _report(
