@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -27,6 +27,11 @@ ConstantLowering = Callable[["Emitter", Data, str], "onnx.Value | None"]
 
 Scalar: TypeAlias = int | float | str | bytes | Data
 Attribute: TypeAlias = Scalar | Sequence[Scalar] | Sequence[int]
+
+
+def expanded(e: Emitter, node: Node, x: list[onnx.Value | None]) -> Lowered:
+    """The lowering of ops that are written as what they decompose into."""
+    return e.expand(node)
 
 
 class Emitter:
@@ -168,13 +173,16 @@ class Emitter:
             self.values[result] = value
             if value.name is None:
                 value.name = wish
-        results = {id(value.producer()) for value in (self.values[result] for result in node.results)}
-        for inner in self.nodes[first:]:
-            if id(inner) not in results:
-                inner.metadata_props.clear()  # name and provenance stand where the op's result is made
-                inner.name = ""
+        self._finish(first, {id(self.values[result].producer()) for result in node.results})
         if len(self.forms) > forms:
             self._sweepable.update(map(id, self.nodes[first:]))
+
+    def _finish(self, first: int, results: Collection[int]) -> None:
+        """Name what was emitted from node number `first` on; name and provenance stand where results are made."""
+        for inner in self.nodes[first:]:
+            if id(inner) not in results:
+                inner.metadata_props.clear()
+                inner.name = ""
         for value in self._unnamed:
             if value.name is None:
                 value.name = self.names.unique("t")  # an integer op is up to 50 nodes: long names would add up
@@ -212,13 +220,9 @@ class Emitter:
         made = None if self._constant_lowering is None else self._constant_lowering(self, data, wish)
         if made is None:
             return self._initializer(data, wish)
-        for node in self.nodes[first:]:
-            node.metadata_props.clear()
-            node.name = ""
+        made.name = self.names.unique(wish)
+        self._finish(first, ())
         self._sweepable.update(map(id, self.nodes[first:]))
-        for value in self._unnamed:
-            value.name = self.names.unique(wish if value is made else "t")
-        self._unnamed.clear()
         return made
 
     def _initializer(self, data: Data, wish: str) -> onnx.Value:

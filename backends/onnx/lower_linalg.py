@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as onnx
 
-from planish.backends.onnx.emitter import Emitter, Lowered, Lowering
+from planish.backends.onnx.emitter import Emitter, Lowered, Lowering, expanded
 from planish.backends.onnx.lower_elementwise import plain
 from planish.ir import dtypes, ops
 from planish.ir.graph import Node
@@ -31,13 +31,9 @@ def _conv(e: Emitter, node: Node, x: Operands) -> Lowered:
     return e.op("Conv", *x, **shape, strides=op.strides, pads=op.pads, dilations=op.dilations, group=op.group)
 
 
-def _expanded(e: Emitter, node: Node, x: Operands) -> Lowered:
-    return e.expand(node)
-
-
 LOWERINGS: dict[type[Op], Lowering] = {
     ops.MatMul: plain,
     ops.Linear: _linear,
     ops.Conv: _conv,
-    **dict.fromkeys((ops.Binarize, ops.AddMatMul), _expanded),
+    **dict.fromkeys((ops.Binarize, ops.AddMatMul), expanded),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as onnx
 
-from planish.backends.onnx.emitter import Emitter, Lowered, Lowering
+from planish.backends.onnx.emitter import Emitter, Lowered, Lowering, expanded
 from planish.ir import ops
 from planish.ir.graph import Node
 from planish.ir.op import Op, constant
@@ -38,8 +38,4 @@ def _linear(e: Emitter, node: Node, x: Operands) -> Lowered:
     return e.contrib("MatMulNBits", x[0], weight, scale, None, None, bias, **shape)
 
 
-def _conv(e: Emitter, node: Node, x: Operands) -> Lowered:
-    return e.expand(node)
-
-
-LOWERINGS: dict[type[Op], Lowering] = {ops.ShiftLinear: _linear, ops.ShiftConv: _conv}
+LOWERINGS: dict[type[Op], Lowering] = {ops.ShiftLinear: _linear, ops.ShiftConv: expanded}

@@ -172,7 +172,10 @@ _KEPT: tuple[tuple[dict[type[Op], Lowering], tuple[type[Op], ...]], ...] = (
         lower_integer.LOWERINGS,
         (ops.Requantize, ops.IntAdd, ops.IntTable, ops.ScaleBy, ops.FromCodes, ops.ToCodes),
     ),
-    (lower_int_products.LOWERINGS, (ops.IntLinear, ops.IntMatMul, ops.IntAddMatMul, ops.IntConv, ops.IntReduceSum)),
+    (
+        lower_int_products.LOWERINGS,
+        (ops.IntLinear, ops.IntMatMul, ops.IntAddMatMul, ops.IntBinaryMatMul, ops.IntConv, ops.IntReduceSum),
+    ),
     (lower_int_softmax.LOWERINGS, (ops.IntExp,)),
 )
 """Ops whose ordinary lowerings don't multiply, or not in this dialect."""

@@ -16,7 +16,7 @@ from planish.backends.tvm.isa import TileProduct, reduced
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.plain import variable
 from planish.backends.tvm.region import Region
-from planish.backends.tvm.repack import Packed
+from planish.backends.tvm.repack import Packed, copy_rows
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
 from planish.backends.tvm.tiles import Rows, Start, multiply, shared_out, tiling
 from planish.ir import dtypes, ops
@@ -119,15 +119,10 @@ class _Attention:
         self.means_of(room, head, index, row, height, weights)
 
     def copy_queries(self, head: Expr, index: Index) -> None:
-        shift, stride = self.product.shift(self.queries.tensor.dtype), self.q.stride
-        with T.serial(0, self.rows) as n:
-            place = (head * self.rows + n) * stride
-            for start, count in chunks(self.width, WIDEST):
-                with vector(count) as e:
-                    code = T.cast(self.reader.at(self.queries, (*index, n, start + e)), "int32") + shift
-                    T.buffer_store(self.q.array, T.cast(code, self.product.dtype), [place + start + e])
-            for e in range(self.width, stride):
-                T.buffer_store(self.q.array, T.Cast(self.product.dtype, 0), [place + e])
+        copy_rows(
+            self.q, head * self.rows, self.rows, self.width, self.product, self.queries.tensor.dtype,
+            lambda n, e: self.reader.at(self.queries, (*index, n, e)),
+        )  # fmt: skip
 
     def start_of_sums(self, head: Expr) -> None:
         """What the zero point of the queries adds to the sum of each key."""

@@ -11,12 +11,11 @@ from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm import amx
 from planish.backends.tvm.binary_products import Bits
-from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, lane_of, pieces
+from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, lane_of, pieces
 from planish.backends.tvm.expressions import Reader, shape_of, unravelled
 from planish.backends.tvm.isa import Product, TileProduct
-from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.region import Region
-from planish.backends.tvm.repack import Packed, lies_by_column
+from planish.backends.tvm.repack import Packed, copy_rows, lies_by_column
 from planish.backends.tvm.scope import Expr, Kernel, Scope
 from planish.backends.tvm.tiles import Panels, Rows, Start, in_block, multiply, shared_out, tiling
 from planish.ir import ops
@@ -117,8 +116,7 @@ class _Bytes:
         columns, heads = shape_of(self.right)[-1], math.prod(self.batch)
         self.product = context.isa.product_of(self.left.tensor.dtype, self.count)
         self.by_column = lies_by_column(self.right, context.stored)
-        self.shift = self.product.shift(self.left.tensor.dtype)
-        self.zero = quant_of("a", self.left.tensor).zero + self.shift
+        self.zero = quant_of("a", self.left.tensor).zero + self.product.shift(self.left.tensor.dtype)
         self.steps = -(-self.inner // self.product.depth)
         depth = self.steps * self.product.depth
         self.columns = -(-columns // self.isa.lanes) * self.isa.lanes
@@ -130,14 +128,10 @@ class _Bytes:
 
     def prepare(self, head: Expr) -> None:
         index = unravelled(head, self.batch)
-        with T.serial(0, self.count) as n:
-            place = (head * self.count + n) * self.rows.stride
-            for start, lanes in chunks(self.inner, WIDEST):
-                with vector(lanes) as e:
-                    code = T.cast(self.reader.at(self.left, (*index, n, start + e)), "int32") + self.shift
-                    T.buffer_store(self.rows.array, T.cast(code, self.product.dtype), [place + start + e])
-            for e in range(self.inner, self.rows.stride):
-                T.buffer_store(self.rows.array, T.Cast(self.product.dtype, 0), [place + e])
+        copy_rows(
+            self.rows, head * self.count, self.count, self.inner, self.product, self.left.tensor.dtype,
+            lambda n, e: self.reader.at(self.left, (*index, n, e)),
+        )  # fmt: skip
         pack = self.packed.by_column if self.by_column else self.packed.by_row
         pack(head, self.inner, lambda k, n: self.reader.at(self.right, (*index, k, n)))
         if self.zero:

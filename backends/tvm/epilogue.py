@@ -27,7 +27,7 @@ from planish.backends.tvm.narrow import narrowed, narrows
 from planish.backends.tvm.region import Region
 from planish.backends.tvm.schedule import Schedule
 from planish.backends.tvm.scope import Expr, Index, Scope
-from planish.ir import ops
+from planish.ir import ops, signed_digits
 from planish.ir.graph import Node, Value
 from planish.ir.ops.quantize import _ToCodes, quant_of, rescaling
 
@@ -181,9 +181,10 @@ class Epilogue:
             return lambda codes, lane: shift_products.times_own(
                 T.cast(codes[lane], "int64"), T.cast(factors[lane], "int64"), known
             )
-        digits = shift_products.signed_digits(int(known[0]))
+        digits = [(place, int(sign)) for place, sign in signed_digits.planes(known[0])]
         places = self.scope.constant((node, position, "digits"), np.array([place for place, _ in digits], np.int64))
-        return lambda codes, lane: shift_products.times_one(T.cast(codes[lane], "int64"), int(known[0]), places)
+        signs = [sign for _, sign in digits]
+        return lambda codes, lane: shift_products.times_one(T.cast(codes[lane], "int64"), signs, places)
 
     def _staged(self, value: Value) -> list[Node]:
         """Nodes of the region's expression, in order, that whole vectors compute."""

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from planish.backends.tvm.epilogue import WIDEST, pieces, spans
-from planish.backends.tvm.isa import Product
+from planish.backends.tvm.epilogue import WIDEST, chunks, pieces, spans
+from planish.backends.tvm.isa import Product, TileProduct
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.scope import Expr
-from planish.backends.tvm.tiles import Panels
+from planish.backends.tvm.tiles import Panels, Rows
 from planish.ir import ops
+from planish.ir.dtypes import DType
 from planish.ir.graph import Value
 
 At = Callable[[Expr, Expr], Expr]
@@ -130,6 +131,24 @@ class Packed:
         if self.depth == inner:
             return at(k, column)
         return T.Select(k < inner, at(T.min(k, inner - 1), column), T.int8(0))
+
+
+def copy_rows(
+    rows: Rows, first: Expr, count: int, inner: int, product: Product | TileProduct, dtype: DType, at: At
+) -> None:
+    """Write codes of a dtype as rows that a product takes, from row `first` on; zeros follow where K ends.
+
+    at: an element, by its row and its place along K.
+    """
+    shift = product.shift(dtype)
+    with T.serial(0, count) as n:
+        place = (first + n) * rows.stride
+        for start, lanes in chunks(inner, WIDEST):
+            with vector(lanes) as e:
+                code = T.cast(at(n, start + e), "int32") + shift
+                T.buffer_store(rows.array, T.cast(code, product.dtype), [place + start + e])
+        for e in range(inner, rows.stride):
+            T.buffer_store(rows.array, T.Cast(product.dtype, 0), [place + e])
 
 
 def lies_by_column(value: Value, stored: frozenset[Value]) -> bool:

@@ -7,6 +7,7 @@ many additions as weights have bits, which is less than canonical signed digits 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,13 +82,14 @@ def multiply(
         finish(row, sum_of)
 
 
-def times_one(code: Expr, multiplier: int, places: Expr) -> Expr:
+def times_one(code: Expr, signs: Sequence[int], places: Expr) -> Expr:
     """code * multiplier for an int64 code: a shift and an addition for each signed digit of the multiplier.
 
-    places: exponents of the digits in an array of int64, since LLVM makes a multiplication of known ones again.
+    signs: 1 or -1 of each. places: their exponents in an array of int64, since LLVM makes a multiplication of known
+    ones again.
     """
     total: Expr = T.int64(0)
-    for i, (_, sign) in enumerate(signed_digits(multiplier)):
+    for i, sign in enumerate(signs):
         term = code << places[i]
         total = total + term if sign > 0 else total - term
     return total
@@ -105,18 +107,3 @@ def times_own(code: Expr, multiplier: Expr, every: np.ndarray) -> Expr:
         chosen = T.Select(tirx.NE(multiplier & T.int64(1 << place), T.int64(0)), code, T.int64(0))
         total = (total + chosen) << T.int64(place - following)
     return total
-
-
-def signed_digits(number: int) -> list[tuple[int, int]]:
-    """Canonical signed digits of an integer: exponents of two, the highest first, and their signs.
-
-    Source: Avizienis 1961; no integer is the sum of fewer signed powers of two.
-    """
-    found, place = [], 0
-    while number:
-        if number & 1:
-            digit = 2 - (number & 3)
-            found.append((place, digit))
-            number -= digit
-        number, place = number >> 1, place + 1
-    return found[::-1]

@@ -138,6 +138,12 @@ def test_products_of_data(same, left, right):
     same(ops.IntMatMul(), a, b, quants=(Quant((0.1,), 3), Quant((0.2,), 0 if right == "i8" else 9)))
 
 
+def test_signs_by_signs_are_one_product(same):
+    a, b = (RNG.choice(np.asarray([-1, 1], np.int8), shape) for shape in ((2, 3, 4, 33), (2, 3, 33, 5)))
+    model = same(ops.IntBinaryMatMul(), a, b, quants=(Quant((1.0,)), Quant((0.5,))))
+    assert sum(node.op_type == "MatMulInteger" for node in model.graph.node) == 1
+
+
 @pytest.mark.parametrize("right", ["u8", "i8", "u16", "i16"])
 def test_signed_sums_take_one_product_per_byte(same, right):
     a = np.where(RNG.random((2, 3, 4, 5)) < 0.5, -1, 1).astype(np.int8)

@@ -6,31 +6,22 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from typer.testing import CliRunner
+import small_models
+from small_models import save_samples
 
 from planish.passes.pipelines import recipe
-from planish.tools.cli import app
 
 MODEL = Path(__file__).parent.parent / "zoo" / "vit_dyn18.onnx"
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    import onnx
-
-    (value,) = onnx.load(MODEL).graph.input
-    shape = [d.dim_value for d in value.type.tensor_type.shape.dim][1:]
-    path = tmp_path / "samples.npz"
-    samples = np.random.default_rng(0).standard_normal((64, *shape)).astype(np.float32)
-    np.savez(path, **{value.name: samples})
-    return path
+    return save_samples(MODEL, tmp_path)
 
 
 def optimize(tmp_path: Path, data: Path, *options: str):
-    arguments = ["optimize", str(MODEL), "-o", str(tmp_path / "out"), "--calib", str(data), "--no-bench", *options]
-    return CliRunner().invoke(app, arguments)
+    return small_models.optimize(MODEL, tmp_path, data, *options)
 
 
 def test_the_report_shows_what_became_of_each_norm(tmp_path, data):

@@ -12,8 +12,7 @@ from planish.backends.tvm.build import assembly
 from planish.backends.tvm.cpu import cpu_flags
 from planish.backends.tvm.isa import ISAS, ShiftProduct, host_isa, isa_named
 from planish.backends.tvm.program import lower
-from planish.backends.tvm.shift_products import signed_digits
-from planish.ir import dtypes, ops
+from planish.ir import dtypes, ops, signed_digits
 from planish.ir.codebooks import CODEBOOKS
 from planish.ir.data import Data
 from planish.ir.errors import UnsupportedOp
@@ -97,7 +96,7 @@ def test_weights_take_as_many_planes_as_they_have_bits():
 
 def test_signed_digits_are_the_number_and_have_no_neighbours():
     for number in [0, 1, 3, 7, 85, 2**31 - 1, *map(int, RNG.integers(0, 2**31, 100))]:
-        digits = signed_digits(number)
+        digits = [(place, int(sign)) for place, sign in signed_digits.planes(np.asarray(number))][::-1]
         assert sum(sign << place if sign > 0 else -(1 << place) for place, sign in digits) == number
         assert all(a - b > 1 for (a, _), (b, _) in itertools.pairwise(digits))
 
