@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from planish.tools.cli import app
 

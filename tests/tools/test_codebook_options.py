@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
+from small_models import save_samples
 from typer.testing import CliRunner
 
 from planish.passes.judging import Distance
@@ -26,11 +26,7 @@ SMALL = ROOT / "tests/zoo/timm_dyn18.onnx"  # two blocks, 17 tokens
 
 @pytest.fixture
 def samples(tmp_path: Path) -> Path:
-    """64 random samples of the small model."""
-    path = tmp_path / "samples.npz"
-    rng = np.random.default_rng(0)
-    np.savez(path, pixel_values=rng.standard_normal((64, 3, 16, 16)).astype(np.float32))
-    return path
+    return save_samples(SMALL, tmp_path)
 
 
 def run(*arguments: str):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from small_models import save_samples
 from typer.testing import CliRunner
 
 from planish.frontend import load
@@ -43,11 +44,7 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def samples(tmp_path: Path) -> Path:
-    """64 random samples of the small model."""
-    path = tmp_path / "samples.npz"
-    rng = np.random.default_rng(0)
-    np.savez(path, pixel_values=rng.standard_normal((64, 3, 16, 16)).astype(np.float32))
-    return path
+    return save_samples(SMALL, tmp_path)
 
 
 @pytest.fixture
