@@ -23,6 +23,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_TOKENS, _WEIGHTS = "Fewer tokens", "Weights as shifts and additions"
+
 _Model = Annotated[
     Path, typer.Argument(help="An ONNX file, or a .pt2 file that torch.export wrote.", show_default=False)
 ]
@@ -121,7 +123,7 @@ def optimize(
         float | None,
         typer.Option(
             help="Recipes unify, compress and shift-add, without a metric: error of the outputs, over their variance,"
-            " that they may cause. Default: 0.02.",
+            " that they may cause. Default: that of the pass.",
             show_default=False,
         ),
     ] = None,
@@ -138,6 +140,7 @@ def optimize(
         typer.Option(
             help="Fewer tokens from block to block: auto, all (the best of those that are legal), merge, fuse,"
             " eliminate or route. Takes recipe compress, if none is named.",
+            rich_help_panel=_TOKENS,
             show_default=False,
         ),
     ] = None,
@@ -146,6 +149,7 @@ def optimize(
         typer.Option(
             help="Tokens that go: 13 (in each block), linear:13 (most of them first), 0.7 (the share that stays, at"
             " three stages), 60,0,40,0 (block by block). Default: search, which needs --calib.",
+            rich_help_panel=_TOKENS,
             show_default=False,
         ),
     ] = None,
@@ -153,6 +157,7 @@ def optimize(
         float | None,
         typer.Option(
             help="Instead of a schedule: 0 keeps all tokens, 1 as many as get attention, more is faster.",
+            rich_help_panel=_TOKENS,
             show_default=False,
         ),
     ] = None,
@@ -160,6 +165,7 @@ def optimize(
         float | None,
         typer.Option(
             help="Search for the schedule that errs least and is so many times as fast, else exit 6.",
+            rich_help_panel=_TOKENS,
             show_default=False,
         ),
     ] = None,
@@ -168,17 +174,23 @@ def optimize(
         typer.Option(
             help="Weights as sums of few signed powers of two: csd2 (8 bits), apot6, apot5, apot4, int4, pot4, bcq4,"
             " bcq3, bcq2, ternary, or mix (chosen layer by layer). Takes recipe shift-add, if none is named.",
+            rich_help_panel=_WEIGHTS,
             show_default=False,
         ),
     ] = None,
     weight_bits: Annotated[
         float | None,
-        typer.Option(help="Recipe shift-add: stored bits per weight, scales counted, for a mix.", show_default=False),
+        typer.Option(
+            help="Recipe shift-add: stored bits per weight, scales counted, for a mix.",
+            rich_help_panel=_WEIGHTS,
+            show_default=False,
+        ),
     ] = None,
     energy: Annotated[
         float | None,
         typer.Option(
             help="Recipe shift-add: energy of the operations for a mix, as a share of that of 8-bit integers.",
+            rich_help_panel=_WEIGHTS,
             show_default=False,
         ),
     ] = None,
@@ -188,6 +200,7 @@ def optimize(
             "--compare-forms",
             help="Also make the model in float32, 8 bits, 4 bits (MatMulNBits) and codebooks, and put a table of bits,"
             " bytes, accuracy, speed on both runtimes and energy into the report. Takes minutes.",
+            rich_help_panel=_WEIGHTS,
         ),
     ] = False,
     profile: Annotated[

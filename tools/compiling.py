@@ -254,7 +254,7 @@ class _Run:
         """The job with its bars handed to the passes that change a model, and what these need in the context."""
         job, context = self.job, self.context
         pipeline = with_bars(job.pipeline, job.max_drop, job.max_nmse, job.recover, job.metric)
-        if not has(pipeline, *CHANGING):
+        if not has(pipeline, *CHANGING, MixExperts):
             return job
         if job.verify_with is not None:
             context.evaluation = self._samples(job.verify_with, inputs)

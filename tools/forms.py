@@ -79,10 +79,13 @@ class FormsReport:
 
 @dataclass(frozen=True)
 class _Form:
+    """ort, tvm: what makes it of the model; `tvm` goes on from what `ort` made if `joined`."""
+
     name: str
     ort: Pipeline
     tvm: Pipeline
     energy: Form
+    joined: bool = False
 
 
 def compare_forms(
@@ -109,7 +112,8 @@ def compare_forms(
             for target in ("ort-cpu", "tvm-cpu"):
                 on_stage(f"{form.name} for {target}")
                 pipeline = form.ort if target == "ort-cpu" else form.tvm
-                graph = optimize(source, pipeline, calibration=calibration, seed=seed)
+                start = graphs[f"{form.name}/ort-cpu"] if form.joined and target == "tvm-cpu" else source
+                graph = optimize(start, pipeline, calibration=calibration, seed=seed)
                 place = folder / f"{number}-{target}"
                 place.mkdir()
                 try:
@@ -172,11 +176,12 @@ def _forms(asked: ShiftAdd | None) -> list[_Form]:
     codebooks = {name: ShiftAdd(codebook=name) for name in ("csd2", "apot6", "apot4")}
     if asked is not None and asked not in codebooks.values():
         codebooks[ASKED] = asked
-    real, integer = recipe("shift-add"), recipe("shift-add+integer")
+    real = recipe("shift-add")
+    integers = Pipeline(*recipe("shift-add+integer").steps[len(real.steps) :])
     return [
         _Form("fp32, planish", recipe("default"), recipe("default"), "fp32"),
         _Form("int8", recipe("fast"), recipe("integer"), "int8"),
-        *(_Form(name, _with(real, step), _with(integer, step), "shift-add") for name, step in codebooks.items()),
+        *(_Form(name, _with(real, step), integers, "shift-add", joined=True) for name, step in codebooks.items()),
     ]
 
 

@@ -72,6 +72,15 @@ def test_integers_take_the_codes_over(tmp_path, samples):
     assert shown.exit_code == 0, shown.output
 
 
+def test_experts_share_tokens_by_measured_latencies(tmp_path, samples):
+    passes = "repeat(fold-constants); raise-linear; mix-experts{gain=-9.0}"
+    done = run("-o", str(tmp_path / "out"), "--passes", passes, "--calib", str(samples), "--json")
+    assert done.exit_code == 0, done.output
+    (row,) = [row for row in json.loads(done.stdout)["passes"] if row["name"] == "mix-experts"]
+    assert row["rewrites"] > 0
+    assert "TopK" in {node.op_type for node in onnx.load(tmp_path / "out/model.onnx").graph.node}
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -139,3 +148,19 @@ def test_forms_that_were_not_run_leave_their_cells_empty():
     shown = forms_screen.table(FormsReport((row,), "45 nm, Horowitz", 1))
     assert shown.row_count == 1
     assert "45 nm, Horowitz" in forms_screen.caption(FormsReport((row,), "45 nm, Horowitz", 1))
+
+
+def test_forms_are_compared_in_the_report(tmp_path, samples):
+    pytest.importorskip("tvm")
+    done = run("-o", str(tmp_path / "out"), "--codebook", "apot4", "--calib", str(samples), "--compare-forms", "--json")
+    assert done.exit_code == 0, done.output
+    (report,) = json.loads(done.stdout)["forms"]
+    rows = {row["name"]: row for row in report["rows"]}
+    assert list(rows) == ["fp32, planish", "int8", "MatMulNBits, 4 bits", "csd2", "apot6", "apot4"]
+    assert rows["apot4"]["bits"] < rows["apot6"]["bits"] < rows["csd2"]["bits"] < rows["fp32, planish"]["bits"] == 32
+    assert rows["apot4"]["ort"]["bytes"] < rows["csd2"]["ort"]["bytes"] < rows["fp32, planish"]["ort"]["bytes"]
+    energies = [rows[name]["operations"] for name in ("apot4", "csd2", "fp32, planish")]
+    assert energies == sorted(energies)
+    assert rows["MatMulNBits, 4 bits"]["tvm"] is None
+    assert all(row["tvm"]["speed"] > 0 for name, row in rows.items() if not name.startswith("MatMul"))
+    assert "Number formats side by side" in (tmp_path / "out/report.html").read_text()

@@ -46,12 +46,13 @@ def runs(graph: Graph, folder: Path) -> dict[str, Run]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", choices=("fashion_vit", "fashion_cnn"))
+    parser.add_argument("--recipe", default="integer-only", help="such as shift-add+integer-only")
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=8)
     chosen = parser.parse_args()
     images = np.load(ZOO / "fashion_vit" / "test.npz")["images"][: chosen.images]
     data = str(ZOO / "fashion_vit" / "calibration.npz")
-    graph = optimize(ZOO / chosen.model / "model.onnx", "integer-only", calibration=data)
+    graph = optimize(ZOO / chosen.model / "model.onnx", chosen.recipe, calibration=data)
     with tempfile.TemporaryDirectory(prefix="planish-") as folder:
         ways = runs(graph, Path(folder))
         seconds, same = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0)
