@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from planish.ir.types import KNOWN_LIMIT, SHAPE_DTYPES, Quant, TensorType, of_array
+from planish.ir.types import KNOWN_LIMIT, SHAPE_DTYPES, Quant, Sparsity, TensorType, of_array
 
 _SAMPLE = 64  # elements that take part in the hash
 
@@ -17,19 +17,20 @@ class Data:
     """Contents of a constant. Immutable; equal when type and bytes are equal; lazily loaded where it comes from a file.
 
     origin: the object that the frontend read it from, for a writer that can pass it on without loading; or None.
-    quant: what the integers stand for, if they are codes; then they take no part in shape arithmetic.
+    quant: what the integers stand for, if they are codes; then they take no part in shape arithmetic. sparsity: the
+    structure of the zeros of a weight, which the verifier checks.
     """
 
     __slots__ = ("_array", "_digest", "_hash", "_load", "origin", "type")
 
-    def __init__(self, array: np.ndarray, quant: Quant | None = None):
+    def __init__(self, array: np.ndarray, quant: Quant | None = None, sparsity: Sparsity | None = None):
         if array.dtype.kind in "US":
             array = array.astype(object)  # the storage of strings
         self._array: np.ndarray | None = array
         self._load: Callable[[], np.ndarray] | None = None
         self.type = of_array(array)
-        if quant is not None:
-            self.type = TensorType(self.type.dtype, self.type.shape, quant)
+        if quant is not None or sparsity is not None:
+            self.type = TensorType(self.type.dtype, self.type.shape, quant, sparsity)
         self.origin: object | None = None
         self._hash: int | None = None
         self._digest: str | None = None

@@ -8,7 +8,7 @@ G3 a node's graph is the list it hangs in.               G4 the last node is the
 G5 interface names are unique.
 T1 result types equal `infer` of the operand types.      T2 every value has a type.
 T3 constants fit their dtype.                            T4 quantization axis and scales fit the shape.
-T5 constants are in the codebook of their type.
+T5 constants are in the codebook of their type.          T6 the zeros of constants have the structure of their type.
 L1 every node has a source, and a node made by a pass says which.
 """
 

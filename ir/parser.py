@@ -284,10 +284,11 @@ class _Parser:
                 if isinstance(zero_value, int) and isinstance(axis, int | None) and isinstance(codebook, str):
                     quant = Quant(tuple(self._float(value, node) for value in scales), zero_value, axis, codebook)
                     return self._head(inner)[0], quant, None
-            case ast.Call(func=ast.Name(id="sparse"), args=[inner, kind, block], keywords=[axis_]):
-                extents, axis = self._value(block), self._value(axis_.value)
-                if isinstance(extents, tuple) and isinstance(axis, int | None):
-                    return *self._head(inner)[:2], Sparsity(self._string(kind), extents, axis)
+            case ast.Call(func=ast.Name(id="sparse"), args=[inner, kind, block], keywords=options):
+                named = {option.arg: self._value(option.value) for option in options}
+                extents, axis, density = self._value(block), named.get("axis"), named.get("density", 1.0)
+                if isinstance(extents, tuple) and isinstance(axis, int | None) and isinstance(density, int | float):
+                    return *self._head(inner)[:2], Sparsity(self._string(kind), extents, axis, float(density))
         self._fail(node, f"{ast.unparse(node)} is no element type")
 
     def _shape(self, node: ast.expr) -> tuple[Dim, ...] | None:

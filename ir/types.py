@@ -50,11 +50,17 @@ class Quant:
 
 @dataclass(frozen=True, slots=True)
 class Sparsity:
-    """Structure of the zeros of a weight: kind ("unstructured", "block", "n:m"), block extents and their axis."""
+    """Structure of the zeros of a weight, see `planish.ir.sparsity`.
+
+    kind: "unstructured"; "block": zeros come in runs of block[0] along `axis`, which start at multiples of it; "n:m":
+    of each block[1] in a row along `axis`, likewise aligned, at most block[0] aren't 0.
+    density: at most this share of the elements (of the blocks) isn't 0.
+    """
 
     kind: str
     block: tuple[int, ...] = ()
     axis: int | None = None
+    density: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +171,9 @@ def _head(type_: TensorType) -> str:
         codebook = f", codebook={type_.quant.codebook!r}" if type_.quant.codebook else ""
         text = f"q({text}, {scale}, {type_.quant.zero}{axis}{codebook})"
     if type_.sparsity is not None:
-        text = f"sparse({text}, {type_.sparsity.kind!r}, {type_.sparsity.block!r}, axis={type_.sparsity.axis})"
+        zeros = type_.sparsity
+        density = f", density={zeros.density!r}" if zeros.density != 1 else ""
+        text = f"sparse({text}, {zeros.kind!r}, {zeros.block!r}, axis={zeros.axis}{density})"
     return text
 
 

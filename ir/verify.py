@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from planish.ir import dtypes
+from planish.ir import dtypes, sparsity
 from planish.ir.codebooks import CODEBOOKS
 from planish.ir.dtypes import DType
 from planish.ir.errors import VerifyError
@@ -212,3 +212,5 @@ def _constant(node: Node) -> Iterator[Finding]:
         fault = book.fault(array, type_.quant.axis)
         if fault:
             yield Finding("T5", fault, node)
+    if type_.sparsity is not None and (fault := sparsity.fault(array, type_.sparsity)):
+        yield Finding("T6", fault, node)

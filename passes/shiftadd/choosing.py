@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planish.ir import signed_digits
+from planish.passes.allocation import Option, tradeoffs
 from planish.passes.shiftadd.energy_model import HOROWITZ_45NM
 from planish.passes.shiftadd.layers import Coded, Layer
 
@@ -58,25 +59,10 @@ def choices(
     by_energy: cost is energy, otherwise stored bits. keep: a layer may keep its floats.
     """
     price: Callable[[Layer, Coded | None], float] = _energy if by_energy else _bits
-    table = []
+    table: list[list[Option[Coded | None]]] = []
     for layer, found, weight in zip(layers, options, harm, strict=True):
-        rows = [(price(layer, coded), weight * coded.noise, coded) for coded in found.values()]
+        rows: list[Option[Coded | None]] = [
+            (price(layer, coded), weight * coded.noise, coded) for coded in found.values()
+        ]
         table.append(rows + ([(price(layer, None), 0.0, None)] if keep else []))
-    prices = sorted({_exchange(a, b) for rows in table for a in rows for b in rows if a[0] < b[0] and a[1] > b[1]})
-    made: list[Choice] = []
-    for multiplier in [0.0, *(1.0000001 * p for p in prices)]:
-        choice = tuple(min(rows, key=lambda r: (r[0] + multiplier * r[1], r[1]))[2] for rows in table)
-        if not made or choice != made[-1]:
-            made.append(choice)
-    return made
-
-
-def _exchange(cheap: tuple[float, float, object], dear: tuple[float, float, object]) -> float:
-    """The multiplier from which on the dearer of two options is worth its price."""
-    return (dear[0] - cheap[0]) / (cheap[1] - dear[1])
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most so many of 0 to count - 1, evenly, the first and the last among them."""
-    places = np.linspace(0, count - 1, min(count, most)).round().astype(int)
-    return [int(place) for place in np.unique(places)]
+    return tradeoffs(table)

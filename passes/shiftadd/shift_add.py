@@ -13,6 +13,7 @@ from planish.ir import ops, signed_digits
 from planish.ir.codebooks import CODEBOOKS, Codebook
 from planish.ir.errors import GateError, UsageError
 from planish.ir.graph import Graph, Node
+from planish.passes.allocation import spread
 from planish.passes.base import Context, Pass
 from planish.passes.calibration import Request, collect
 from planish.passes.calibration.gram import collect_grams
@@ -21,7 +22,7 @@ from planish.passes.integer.plan import Plan
 from planish.passes.integer.quantize_products import even_out
 from planish.passes.judging import Bars, Distance, Judge, ThreeSets, three_sets
 from planish.passes.rewrite import Changes
-from planish.passes.shiftadd.choosing import Choice, choices, cost_of, spread
+from planish.passes.shiftadd.choosing import Choice, choices, cost_of
 from planish.passes.shiftadd.layers import Coded, Layer, coded, matrices, refusal, replace_weights
 from planish.passes.shiftadd.report import LayerFinding, Point, ShiftAddReport
 

@@ -1,0 +1,1 @@
+"""Weights with zeros in structures that kernels can skip."""
