@@ -1,0 +1,219 @@
+"""IntLinear and IntConv by weights with many zeros: only groups of inputs that blocks of outputs use are multiplied.
+
+Neighbouring outputs, four or sixteen, share the inputs that any of them uses (structure OB4 of `planish.ir.sparsity`,
+"4x1" in arXiv 2306.16601, whose index loop this is). Codes are transposed in blocks of tokens once, so that a vector
+holds many tokens of one input, four of which are interleaved as they are met. Sums are transposed back a block at a
+time and go the way of dense ones from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+from tvm.script.ir_builder import tirx as T
+
+from planish.backends.tvm import amx
+from planish.backends.tvm.interleaving import four, halves, quads, transposed_codes
+from planish.backends.tvm.isa import Isa, Product, TileProduct
+from planish.backends.tvm.repack import transposed
+from planish.backends.tvm.scope import Expr, Scope
+from planish.backends.tvm.sparse_weights import GROUP, Compact
+from planish.backends.tvm.tiles import Rows
+
+WIDTH = 64  # columns whose sums are finished together
+_PIECES = 24  # of a kernel's work, for all threads
+
+Finish = Callable[[Expr, Expr, int, Callable[[Expr], Expr]], None]
+"""Takes a row, the first column of a block, the count of columns, and sums as a function of the column in the block."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Arrays that the tasks of a kernel share. codes: [blocks of tokens][K][tokens of a block], flat."""
+
+    isa: Isa
+    product: Product | TileProduct
+    tokens: int
+    depth: int
+    codes: Expr
+    starts: Expr
+    places: Expr
+    values: Expr
+    start: Expr
+
+    @property
+    def wide(self) -> int:
+        """Tokens of a block: a vector of bytes."""
+        return GROUP * self.isa.lanes
+
+    def gathered(self, base: Expr, group: Expr, count: int) -> list[Expr]:
+        """Four inputs of a group for `count` vectors of tokens, interleaved. base: of a block of tokens."""
+        wide = self.wide
+        inputs = [
+            self.codes[T.Ramp(base + T.cast(self.places[group * GROUP + i], "int32") * wide, 1, wide)]
+            for i in range(GROUP)
+        ]
+        return quads(inputs, count, self.product.dtype, wide)
+
+
+def multiply(
+    rows: Rows,
+    count: int,
+    depth: int,
+    columns: int,
+    weights: Compact,
+    start: Expr,
+    isa: Isa,
+    product: Product | TileProduct,
+    scope: Scope,
+    finish: Finish,
+) -> None:
+    """Products of `count` rows by sparse weights [depth, columns], handed to `finish` row by row, WIDTH columns each.
+
+    start: what sums of columns start from, int32, at least whole blocks of columns.
+    """
+    codes, padded = transposed_codes(rows, count, depth, isa, scope)
+    constants = (
+        scope.constant("starts", weights.starts),
+        scope.constant("places", weights.places),
+        scope.constant("values", weights.values),
+    )
+    work = _Work(isa, product, count, padded, codes, *constants, start)
+    blocks, across = -(-count // work.wide), -(-columns // WIDTH)
+    rest, last = count - (blocks - 1) * work.wide, columns - (across - 1) * WIDTH
+
+    def task(block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr) -> None:
+        body = _in_tiles if isinstance(product, TileProduct) else _in_vectors
+        body(work, weights.outputs, block, column, tokens, used, room, place)
+        with T.serial(0, tokens) as token:
+            finish(
+                block * work.wide + token, column * WIDTH, used, lambda c: room[place + token * WIDTH + c]
+            )  # fmt: skip
+
+    with _shared_out(weights, blocks, rest, across, scope, work) as (number, room, place):
+        block, column = T.floordiv(number, across), T.floormod(number, across)
+
+        def of_columns(tokens: int) -> None:
+            _either(last < WIDTH and across > 1, column < across - 1,
+                    lambda: task(block, column, tokens, WIDTH if across > 1 else last, room, place),
+                    lambda: task(block, column, tokens, last, room, place))  # fmt: skip
+
+        _either(rest < work.wide and blocks > 1, block < blocks - 1,
+                lambda: of_columns(work.wide if blocks > 1 else rest),
+                lambda: of_columns(rest))  # fmt: skip
+
+
+def _in_vectors(
+    work: _Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr
+) -> None:
+    """Sums of a block of tokens by `used` columns, four outputs at a time; in `room`: [tokens][WIDTH]."""
+    isa, product = work.isa, work.product
+    assert isinstance(product, Product)
+    lanes, every = isa.lanes, T.Ramp(0, 1, isa.lanes)
+    base = block * (work.depth * work.wide)
+    with T.serial(0, -(-used // outputs)) as part:
+        first = column * WIDTH + part * outputs
+        bundle = column * (WIDTH // outputs) + part
+        for left, count in halves(-(-tokens // lanes), isa.registers):
+            sums = [[T.alloc_buffer((lanes,), "int32", scope="global") for _ in range(count)] for _ in range(outputs)]
+            for output, across in enumerate(sums):
+                for acc in across:
+                    T.buffer_store(acc, T.Broadcast(work.start[first + output], lanes), [every])
+            with T.serial(work.starts[bundle], work.starts[bundle + 1]) as group:
+                found = work.gathered(base, group, left + count)[left:]
+                for output, across in enumerate(sums):
+                    word = T.Broadcast(work.values[group * outputs + output], lanes)
+                    panel = T.reinterpret(f"int8x{lanes * GROUP}", word)
+                    for acc, inputs in zip(across, found, strict=True):
+                        T.buffer_store(acc, product.of_vectors(acc[every], inputs, panel, lanes), [every])
+            for i in range(count):
+                for b, vector in enumerate(four([across[i][every] for across in sums], lanes)):
+                    square = T.alloc_buffer((lanes,), "int32", scope="global")
+                    T.buffer_store(square, vector, [every])
+                    for lane in range(lanes // GROUP):
+                        token = (left + i) * lanes + lane * GROUP + b
+                        if token < tokens:
+                            where = T.Ramp(place + token * WIDTH + part * outputs, 1, GROUP)
+                            T.buffer_store(room, square[T.Ramp(lane * GROUP, 1, GROUP)], [where])
+
+
+def _in_tiles(
+    work: _Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr
+) -> None:
+    """The same, sixteen outputs at a time in tile registers: weights are tiles of rows, codes tiles of columns."""
+    product, lanes = work.product, work.isa.lanes
+    assert isinstance(product, TileProduct)
+    count = -(-tokens // lanes)
+    tile, groups = amx.ROWS * amx.DEPTH, amx.DEPTH // GROUP
+    base = block * (work.depth * work.wide)
+    with T.serial(0, -(-used // outputs)) as part:
+        bundle = column * (WIDTH // outputs) + part
+        codes = T.alloc_buffer((2 * count * tile,), product.dtype, scope="global")
+        sums = T.alloc_buffer((outputs * count * lanes,), "int32", scope="global")
+        for i in range(count):
+            amx.do("tilezero", T.int8(i))
+        with T.serial(T.floordiv(work.starts[bundle], groups), T.floordiv(work.starts[bundle + 1], groups)) as step:
+            side = T.floormod(step, 2) * (count * tile)
+            with T.serial(0, groups) as group:
+                for i, inputs in enumerate(work.gathered(base, step * groups + group, count)):
+                    T.buffer_store(codes, inputs, [T.Ramp(side + i * tile + group * amx.DEPTH, 1, amx.DEPTH)])
+            amx.do("tileloadd64", T.int8(4), T.address_of(work.values[step * (tile // 4)]), T.int64(amx.DEPTH))
+            for i in range(count):
+                amx.do("tileloadd64", T.int8(5 + i % 2), T.address_of(codes[side + i * tile]), T.int64(amx.DEPTH))
+                amx.do(_SWAPPED[product.dtype], T.int8(i), T.int8(4), T.int8(5 + i % 2))
+        for i in range(count):
+            amx.do("tilestored64", T.int8(i), T.address_of(sums[i * lanes]), T.int64(4 * count * lanes))
+        for i in range(count):
+            square = [sums[T.Ramp((output * count + i) * lanes, 1, lanes)] for output in range(outputs)]
+            starts = work.start[T.Ramp(column * WIDTH + part * outputs, 1, outputs)]
+            for token, vector in enumerate(transposed(square)):
+                if i * lanes + token < tokens:
+                    where = place + (i * lanes + token) * WIDTH + part * outputs
+                    T.buffer_store(room, vector + starts, [T.Ramp(where, 1, outputs)])
+
+
+_SWAPPED = {"uint8": "tdpbsud", "int8": "tdpbssd"}
+"""Instructions with weights on the left, by the dtype of codes."""
+
+
+@contextmanager
+def _shared_out(
+    weights: Compact, blocks: int, rest: int, across: int, scope: Scope, work: _Work
+) -> Iterator[tuple[Expr, Expr, Expr]]:
+    """A loop over blocks of tokens by blocks of columns on all threads, in pieces of almost equal work.
+
+    Yields the number of the task and room for its sums, int32 elements of a flat array from a place on.
+    """
+    bundles = WIDTH // weights.outputs
+    edges = np.minimum(np.arange(across + 1) * bundles, weights.starts.size - 1)
+    each = np.diff(weights.starts[edges]).astype(np.float64) * weights.outputs + WIDTH * _FINISHING
+    whole = np.concatenate([np.tile(each, blocks - 1), each * rest / work.wide])
+    pieces = min(whole.size, _PIECES)
+    done = np.concatenate([[0.0], np.cumsum(whole)])
+    bounds = np.searchsorted(done, done[-1] * np.arange(pieces + 1) / pieces - 1e-9 * done[-1])
+    bounds[-1] = whole.size
+    limits = scope.constant("bounds", bounds.astype(np.int32))
+    size = work.wide * WIDTH
+    room = scope.scratch((pieces * size,), "int32")
+    with T.parallel(0, pieces) as piece:
+        tiles = amx.configured(scope, piece, pieces) if isinstance(work.product, TileProduct) else nullcontext()
+        with tiles, T.serial(0, limits[piece + 1] - limits[piece]) as step:
+            yield limits[piece] + step, room, piece * size
+
+
+_FINISHING = 8  # groups of four inputs whose products take as long as all that follows a sum
+
+
+def _either(both: bool, condition: Expr, first: Callable[[], None], second: Callable[[], None]) -> None:
+    """One or the other at run time, if both can be."""
+    if not both:
+        first()
+        return
+    with T.If(condition):
+        with T.Then():
+            first()
+        with T.Else():
+            second()
