@@ -51,11 +51,11 @@ class _Work:
 
     def gathered(self, base: Expr, group: Expr, count: int) -> list[Expr]:
         """Four inputs of a group for `count` vectors of tokens, interleaved. base: of a block of tokens."""
-        wide = self.wide
-        inputs = [
-            self.codes[T.Ramp(base + T.cast(self.places[group * GROUP + i], "int32") * wide, 1, wide)]
-            for i in range(GROUP)
-        ]
+        wide, word = self.wide, self.places[group]
+        inputs = []
+        for i in range(GROUP):
+            place = T.cast((word >> T.uint64(16 * i)) & T.uint64(0xFFFF), "int64")
+            inputs.append(self.codes[T.Ramp(T.cast(base, "int64") + place * T.int64(wide), 1, wide)])
         return quads(inputs, count, self.product.dtype, wide)
 
 

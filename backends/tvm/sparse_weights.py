@@ -18,7 +18,8 @@ _TILE_OUTPUTS, _TILE_GROUPS = 16, 16
 class Compact:
     """int8 [K, N] as lists of groups of four inputs for blocks of `outputs` neighbouring columns.
 
-    starts: int32, the first group of each block, and the end. places: uint16, four inputs per group. values: int32, a
+    starts: int32, the first group of each block, and the end. places: uint64 per group, four inputs in 16 bits
+    each, the first one lowest: a scalar that is cut up stays out of vector registers. values: int32, a
     word of four weights per output of a group; in tiles, 16 groups at a time, [outputs][groups].
     """
 
@@ -52,7 +53,7 @@ def compact(weights: np.ndarray, outputs: int, unit: int) -> Compact:
         starts.append(starts[-1] + size // GROUP)
     every = np.concatenate(values) if starts[-1] else np.zeros(GROUP, np.int8)
     order = np.concatenate(places) if starts[-1] else np.zeros(GROUP, np.int64)
-    return Compact(outputs, np.asarray(starts, np.int32), order.astype(np.uint16), every.view(np.int32))
+    return Compact(outputs, np.asarray(starts, np.int32), order.astype("<u2").view("<u8"), every.view(np.int32))
 
 
 @dataclass(frozen=True)
