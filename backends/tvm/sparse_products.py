@@ -13,12 +13,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm import amx
 from planish.backends.tvm.interleaving import four, halves, quads, transposed_codes
 from planish.backends.tvm.isa import Isa, Product, TileProduct
-from planish.backends.tvm.repack import transposed
 from planish.backends.tvm.scope import Expr, Scope
 from planish.backends.tvm.sparse_weights import GROUP, Compact
 from planish.backends.tvm.tiles import Rows
@@ -48,6 +48,11 @@ class _Work:
     def wide(self) -> int:
         """Tokens of a block: a vector of bytes."""
         return GROUP * self.isa.lanes
+
+    @property
+    def square(self) -> int:
+        """Sums of a block of tokens for four outputs."""
+        return GROUP * self.wide
 
     def gathered(self, base: Expr, group: Expr, count: int) -> list[Expr]:
         """Four inputs of a group for `count` vectors of tokens, interleaved. base: of a block of tokens."""
@@ -89,9 +94,8 @@ def multiply(
         body = _in_tiles if isinstance(product, TileProduct) else _in_vectors
         body(work, weights.outputs, block, column, tokens, used, room, place)
         with T.serial(0, tokens) as token:
-            finish(
-                block * work.wide + token, column * WIDTH, used, lambda c: room[place + token * WIDTH + c]
-            )  # fmt: skip
+            row = _row(work, token, used, room, place)
+            finish(block * work.wide + token, column * WIDTH, used, lambda c: row[c])
 
     with _shared_out(weights, blocks, rest, across, scope, work) as (number, room, place):
         block, column = T.floordiv(number, across), T.floormod(number, across)
@@ -109,7 +113,7 @@ def multiply(
 def _in_vectors(
     work: _Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr
 ) -> None:
-    """Sums of a block of tokens by `used` columns, four outputs at a time; in `room`: [tokens][WIDTH]."""
+    """Sums of a block of tokens by `used` columns, four outputs at a time, as `_settle` leaves them in `room`."""
     isa, product = work.isa, work.product
     assert isinstance(product, Product)
     lanes, every = isa.lanes, T.Ramp(0, 1, isa.lanes)
@@ -130,14 +134,28 @@ def _in_vectors(
                     for acc, inputs in zip(across, found, strict=True):
                         T.buffer_store(acc, product.of_vectors(acc[every], inputs, panel, lanes), [every])
             for i in range(count):
-                for b, vector in enumerate(four([across[i][every] for across in sums], lanes)):
-                    square = T.alloc_buffer((lanes,), "int32", scope="global")
-                    T.buffer_store(square, vector, [every])
-                    for lane in range(lanes // GROUP):
-                        token = (left + i) * lanes + lane * GROUP + b
-                        if token < tokens:
-                            where = T.Ramp(place + token * WIDTH + part * outputs, 1, GROUP)
-                            T.buffer_store(room, square[T.Ramp(lane * GROUP, 1, GROUP)], [where])
+                _settle(work, [across[i][every] for across in sums], left + i, room, place + part * work.square)
+
+
+def _settle(work: _Work, sums: Sequence[Expr], vector: int, room: Expr, place: Expr) -> None:
+    """Write sums of four outputs for a vector of tokens, four tokens of four outputs at a time."""
+    lanes = work.isa.lanes
+    for i, square in enumerate(four(list(sums), lanes)):
+        T.buffer_store(room, square, [T.Ramp(place + (vector * GROUP + i) * lanes, 1, lanes)])
+
+
+def _row(work: _Work, token: Expr, used: int, room: Expr, place: Expr) -> Expr:
+    """The sums of a token, put together from where `_settle` has written them: an array of a block's columns."""
+    lanes, row = work.isa.lanes, T.alloc_buffer((WIDTH,), "int32", scope="global")
+    vector, inner = T.floordiv(token, lanes), T.floormod(token, lanes)
+    where = place + (vector * GROUP + T.floormod(inner, GROUP)) * lanes + T.floordiv(inner, GROUP) * GROUP
+    for first in range(0, used, lanes):
+        parts = [
+            room[T.Ramp(where + (first // GROUP + i) * work.square, 1, GROUP)] for i in range(lanes // GROUP)
+        ]
+        joined = tirx.Shuffle(parts, [tirx.const(i, "int32") for i in range(lanes)]) if len(parts) > 1 else parts[0]
+        T.buffer_store(row, joined, [T.Ramp(first, 1, lanes)])
+    return row
 
 
 def _in_tiles(
@@ -166,13 +184,14 @@ def _in_tiles(
                 amx.do(_SWAPPED[product.dtype], T.int8(i), T.int8(4), T.int8(5 + i % 2))
         for i in range(count):
             amx.do("tilestored64", T.int8(i), T.address_of(sums[i * lanes]), T.int64(4 * count * lanes))
-        for i in range(count):
-            square = [sums[T.Ramp((output * count + i) * lanes, 1, lanes)] for output in range(outputs)]
-            starts = work.start[T.Ramp(column * WIDTH + part * outputs, 1, outputs)]
-            for token, vector in enumerate(transposed(square)):
-                if i * lanes + token < tokens:
-                    where = place + (i * lanes + token) * WIDTH + part * outputs
-                    T.buffer_store(room, vector + starts, [T.Ramp(where, 1, outputs)])
+        for output in range(0, outputs, GROUP):
+            for i in range(count):
+                four_sums = [
+                    sums[T.Ramp((j * count + i) * lanes, 1, lanes)]
+                    + T.Broadcast(work.start[column * WIDTH + part * outputs + j], lanes)
+                    for j in range(output, output + GROUP)
+                ]
+                _settle(work, four_sums, i, room, place + (part * (outputs // GROUP) + output // GROUP) * work.square)
 
 
 _SWAPPED = {"uint8": "tdpbsud", "int8": "tdpbssd"}
