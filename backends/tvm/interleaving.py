@@ -5,8 +5,6 @@ All moves but one stay within 128-bit parts of a vector, which is what instructi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
@@ -52,13 +50,6 @@ def four(rows: list[Expr], lanes: int) -> list[Expr]:
     pairs = [[mixed(x, y, 32, high, size) for high in (False, True)] for x, y in ((a, b), (c, d))]
     found = [mixed(x, y, 64, high, size) for x, y in zip(*pairs, strict=True) for high in (False, True)]
     return [T.reinterpret(f"int32x{lanes}", vector) for vector in found]
-
-
-def halves(vectors: int, registers: int) -> Iterator[tuple[int, int]]:
-    """First and count of vectors of tokens whose sums, four of each, are kept in registers together."""
-    most = 4 if registers > 16 else 2
-    for first in range(0, vectors, most):
-        yield first, min(most, vectors - first)
 
 
 def transposed_codes(rows: Rows, count: int, depth: int, isa: Isa, scope: Scope) -> tuple[Expr, int]:

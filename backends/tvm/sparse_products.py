@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm import amx
-from planish.backends.tvm.interleaving import four, halves, quads, transposed_codes
+from planish.backends.tvm.interleaving import four, quads, transposed_codes
 from planish.backends.tvm.isa import Isa, Product, TileProduct
 from planish.backends.tvm.scope import Expr, Scope
 from planish.backends.tvm.sparse_weights import GROUP, Compact
@@ -113,7 +113,7 @@ def multiply(
 def _in_vectors(
     work: _Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr
 ) -> None:
-    """Sums of a block of tokens by `used` columns, four outputs at a time, as `_settle` leaves them in `room`."""
+    """Sums of a block of tokens by `used` columns, four or eight outputs at a time, as `_settle` leaves them in `room`."""
     isa, product = work.isa, work.product
     assert isinstance(product, Product)
     lanes, every = isa.lanes, T.Ramp(0, 1, isa.lanes)
@@ -121,7 +121,9 @@ def _in_vectors(
     with T.serial(0, -(-used // outputs)) as part:
         first = column * WIDTH + part * outputs
         bundle = column * (WIDTH // outputs) + part
-        for left, count in halves(-(-tokens // lanes), isa.registers):
+        most = isa.registers // 2 // outputs  # vectors whose sums stay in registers
+        for left in range(0, -(-tokens // lanes), most):
+            count = min(most, -(-tokens // lanes) - left)
             sums = [[T.alloc_buffer((lanes,), "int32", scope="global") for _ in range(count)] for _ in range(outputs)]
             for output, across in enumerate(sums):
                 for acc in across:
@@ -134,7 +136,10 @@ def _in_vectors(
                     for acc, inputs in zip(across, found, strict=True):
                         T.buffer_store(acc, product.of_vectors(acc[every], inputs, panel, lanes), [every])
             for i in range(count):
-                _settle(work, [across[i][every] for across in sums], left + i, room, place + part * work.square)
+                for output in range(0, outputs, GROUP):
+                    settled = [across[i][every] for across in sums[output : output + GROUP]]
+                    square = (part * outputs + output) // GROUP
+                    _settle(work, settled, left + i, room, place + square * work.square)
 
 
 def _settle(work: _Work, sums: Sequence[Expr], vector: int, room: Expr, place: Expr) -> None:
@@ -165,29 +170,30 @@ def _in_tiles(
     product, lanes = work.product, work.isa.lanes
     assert isinstance(product, TileProduct)
     count = -(-tokens // lanes)
-    tile, groups = amx.ROWS * amx.DEPTH, amx.DEPTH // GROUP
+    tile, groups = amx.ROWS * lanes, amx.DEPTH // GROUP
+    sums = place + work.wide * WIDTH
+    codes = sums + outputs * work.wide
     base = block * (work.depth * work.wide)
     with T.serial(0, -(-used // outputs)) as part:
         bundle = column * (WIDTH // outputs) + part
-        codes = T.alloc_buffer((2 * count * tile,), product.dtype, scope="global")
-        sums = T.alloc_buffer((outputs * count * lanes,), "int32", scope="global")
         for i in range(count):
             amx.do("tilezero", T.int8(i))
         with T.serial(T.floordiv(work.starts[bundle], groups), T.floordiv(work.starts[bundle + 1], groups)) as step:
             side = T.floormod(step, 2) * (count * tile)
             with T.serial(0, groups) as group:
                 for i, inputs in enumerate(work.gathered(base, step * groups + group, count)):
-                    T.buffer_store(codes, inputs, [T.Ramp(side + i * tile + group * amx.DEPTH, 1, amx.DEPTH)])
-            amx.do("tileloadd64", T.int8(4), T.address_of(work.values[step * (tile // 4)]), T.int64(amx.DEPTH))
+                    word = T.reinterpret(f"int32x{lanes}", inputs)
+                    T.buffer_store(room, word, [T.Ramp(codes + side + i * tile + group * lanes, 1, lanes)])
+            amx.do("tileloadd64", T.int8(4), T.address_of(work.values[step * tile]), T.int64(amx.DEPTH))
             for i in range(count):
-                amx.do("tileloadd64", T.int8(5 + i % 2), T.address_of(codes[side + i * tile]), T.int64(amx.DEPTH))
+                amx.do("tileloadd64", T.int8(5 + i % 2), T.address_of(room[codes + side + i * tile]), T.int64(amx.DEPTH))
                 amx.do(_SWAPPED[product.dtype], T.int8(i), T.int8(4), T.int8(5 + i % 2))
         for i in range(count):
-            amx.do("tilestored64", T.int8(i), T.address_of(sums[i * lanes]), T.int64(4 * count * lanes))
+            amx.do("tilestored64", T.int8(i), T.address_of(room[sums + i * lanes]), T.int64(4 * count * lanes))
         for output in range(0, outputs, GROUP):
             for i in range(count):
                 four_sums = [
-                    sums[T.Ramp((j * count + i) * lanes, 1, lanes)]
+                    room[T.Ramp(sums + (j * count + i) * lanes, 1, lanes)]
                     + T.Broadcast(work.start[column * WIDTH + part * outputs + j], lanes)
                     for j in range(output, output + GROUP)
                 ]
@@ -216,6 +222,8 @@ def _shared_out(
     bounds[-1] = whole.size
     limits = scope.constant("bounds", bounds.astype(np.int32))
     size = work.wide * WIDTH
+    if isinstance(work.product, TileProduct):  # and for one part of them, and codes that are met now and next
+        size += weights.outputs * work.wide + 2 * amx.ROWS * work.wide
     room = scope.scratch((pieces * size,), "int32")
     with T.parallel(0, pieces) as piece:
         tiles = amx.configured(scope, piece, pieces) if isinstance(work.product, TileProduct) else nullcontext()
