@@ -44,6 +44,11 @@ class Product:
             return acc + T.Cast(f"int32x{lanes}", row)
         return self.of_vectors(acc, row, T.Broadcast(T.int8(1), lanes * self.group), lanes)
 
+    def narrowed(self, lanes: int) -> Product:
+        """The same with an intrinsic for vectors of so many 32-bit lanes, where its name ends in their bits."""
+        base, _, bits = self.intrinsic.rpartition(".")
+        return replace(self, intrinsic=f"{base}.{32 * lanes}") if bits.isdigit() else self
+
     def squares(self, row: Expr, lanes: int) -> Expr:
         """Sums of the squares of two neighbours, for vectors of int16; as bits of unsigned integers."""
         return T.call_llvm_pure_intrin(f"int32x{lanes}", T.llvm_lookup_intrinsic_id(self.intrinsic), row, row)

@@ -20,7 +20,7 @@ from planish.backends.tvm import amx
 from planish.backends.tvm.interleaving import four, quads, transposed_codes
 from planish.backends.tvm.isa import Isa, Product, TileProduct
 from planish.backends.tvm.scope import Expr, Scope
-from planish.backends.tvm.sparse_weights import GROUP, Compact
+from planish.backends.tvm.sparse_weights import GROUP, ROW_GROUPS, Compact
 from planish.backends.tvm.tiles import Rows
 
 WIDTH = 64  # columns whose sums are finished together
@@ -54,13 +54,16 @@ class _Work:
         """Sums of a block of tokens for four outputs."""
         return GROUP * self.wide
 
+    def inputs(self, group: Expr) -> list[Expr]:
+        """The four inputs of a group, int64."""
+        word = self.places[group]
+        return [T.cast((word >> T.uint64(16 * i)) & T.uint64(0xFFFF), "int64") for i in range(GROUP)]
+
     def gathered(self, base: Expr, group: Expr, count: int) -> list[Expr]:
         """Four inputs of a group for `count` vectors of tokens, interleaved. base: of a block of tokens."""
-        wide, word = self.wide, self.places[group]
-        inputs = []
-        for i in range(GROUP):
-            place = T.cast((word >> T.uint64(16 * i)) & T.uint64(0xFFFF), "int64")
-            inputs.append(self.codes[T.Ramp(T.cast(base, "int64") + place * T.int64(wide), 1, wide)])
+        wide = self.wide
+        places = [T.cast(base, "int64") + k * T.int64(wide) for k in self.inputs(group)]
+        inputs = [self.codes[T.Ramp(place, 1, wide)] for place in places]
         return quads(inputs, count, self.product.dtype, wide)
 
 
@@ -78,9 +81,11 @@ def multiply(
 ) -> None:
     """Products of `count` rows by sparse weights [depth, columns], handed to `finish` row by row, WIDTH columns each.
 
+    One row of codes stays as it is, and four sums are a vector; weights and places are streamed.
     start: what sums of columns start from, int32, at least whole blocks of columns.
     """
-    codes, padded = transposed_codes(rows, count, depth, isa, scope)
+    one = count == 1 and isinstance(product, Product)
+    codes, padded = (rows.array, depth) if one else transposed_codes(rows, count, depth, isa, scope)
     constants = (
         scope.constant("starts", weights.starts),
         scope.constant("places", weights.places),
@@ -91,11 +96,11 @@ def multiply(
     rest, last = count - (blocks - 1) * work.wide, columns - (across - 1) * WIDTH
 
     def task(block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr) -> None:
-        body = _in_tiles if isinstance(product, TileProduct) else _in_vectors
+        body = _of_one_row if one else _in_tiles if isinstance(product, TileProduct) else _in_vectors
         body(work, weights.outputs, block, column, tokens, used, room, place)
         with T.serial(0, tokens) as token:
-            row = _row(work, token, used, room, place)
-            finish(block * work.wide + token, column * WIDTH, used, lambda c: row[c])
+            row, first = (room, place) if one else (_row(work, token, used, room, place), 0)
+            finish(block * work.wide + token, column * WIDTH, used, lambda c: row[first + c])
 
     with _shared_out(weights, blocks, rest, across, scope, work) as (number, room, place):
         block, column = T.floordiv(number, across), T.floormod(number, across)
@@ -128,7 +133,8 @@ def _in_vectors(
             for output, across in enumerate(sums):
                 for acc in across:
                     T.buffer_store(acc, T.Broadcast(work.start[first + output], lanes), [every])
-            with T.serial(work.starts[bundle], work.starts[bundle + 1]) as group:
+            with T.serial(0, work.starts[bundle + 1] - work.starts[bundle]) as step:
+                group = work.starts[bundle] + step
                 found = work.gathered(base, group, left + count)[left:]
                 for output, across in enumerate(sums):
                     word = T.Broadcast(work.values[group * outputs + output], lanes)
@@ -140,6 +146,33 @@ def _in_vectors(
                     settled = [across[i][every] for across in sums[output : output + GROUP]]
                     square = (part * outputs + output) // GROUP
                     _settle(work, settled, left + i, room, place + square * work.square)
+
+
+def _of_one_row(
+    work: _Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr
+) -> None:
+    """The same for a single row: the four codes of a group become one word; in `room`: [used]."""
+    assert isinstance(work.product, Product)
+    product, every = work.product.narrowed(outputs), T.Ramp(0, 1, outputs)
+    with T.serial(0, -(-used // outputs)) as part:
+        bundle = column * (WIDTH // outputs) + part
+        sums = [T.alloc_buffer((outputs,), "int32", scope="global") for _ in range(ROW_GROUPS)]
+        for i, acc in enumerate(sums):
+            start = work.start[T.Ramp(column * WIDTH + part * outputs, 1, outputs)]
+            T.buffer_store(acc, T.Broadcast(T.int32(0), outputs) if i else start, [every])
+        first = T.floordiv(work.starts[bundle], ROW_GROUPS)
+        with T.serial(0, T.floordiv(work.starts[bundle + 1], ROW_GROUPS) - first) as step:
+            for i, acc in enumerate(sums):
+                group = (first + step) * ROW_GROUPS + i
+                word: Expr = T.uint32(0)
+                for j, k in enumerate(work.inputs(group)):
+                    word = word | T.cast(work.codes[k], "uint32") << T.uint32(8 * j)
+                codes = T.reinterpret(f"{product.dtype}x{outputs * GROUP}", T.Broadcast(word, outputs))
+                weights = work.values[T.Ramp(group * outputs, 1, outputs)]
+                panel = T.reinterpret(f"int8x{outputs * GROUP}", weights)
+                T.buffer_store(acc, product.of_vectors(acc[every], codes, panel, outputs), [every])
+        total = sum((acc[every] for acc in sums[1:]), sums[0][every])
+        T.buffer_store(room, total, [T.Ramp(place + part * outputs, 1, outputs)])
 
 
 def _settle(work: _Work, sums: Sequence[Expr], vector: int, room: Expr, place: Expr) -> None:
@@ -178,7 +211,9 @@ def _in_tiles(
         bundle = column * (WIDTH // outputs) + part
         for i in range(count):
             amx.do("tilezero", T.int8(i))
-        with T.serial(T.floordiv(work.starts[bundle], groups), T.floordiv(work.starts[bundle + 1], groups)) as step:
+        first = T.floordiv(work.starts[bundle], groups)
+        with T.serial(0, T.floordiv(work.starts[bundle + 1], groups) - first) as number:
+            step = first + number
             side = T.floormod(step, 2) * (count * tile)
             with T.serial(0, groups) as group:
                 for i, inputs in enumerate(work.gathered(base, step * groups + group, count)):
@@ -225,7 +260,7 @@ def _shared_out(
     if isinstance(work.product, TileProduct):  # and for one part of them, and codes that are met now and next
         size += weights.outputs * work.wide + 2 * amx.ROWS * work.wide
     room = scope.scratch((pieces * size,), "int32")
-    with T.parallel(0, pieces) as piece:
+    with T.parallel(0, pieces) as piece:  # loops start from 0: TVM loses where one starts that is read from memory
         tiles = amx.configured(scope, piece, pieces) if isinstance(work.product, TileProduct) else nullcontext()
         with tiles, T.serial(0, limits[piece + 1] - limits[piece]) as step:
             yield limits[piece] + step, room, piece * size
