@@ -118,11 +118,13 @@ def cost(form: Form, weights: np.ndarray, rows: int, isa: Isa) -> float:
     if rows == 1:
         return groups * max(_ROW_GROUP, _READ * (8 + GROUP * form.outputs))
     each, per_sum, per_input = _COSTS[form.outputs]
-    tokens = -(-rows // isa.lanes) * isa.lanes
+    blocks, rest = divmod(rows, GROUP * isa.lanes)
+    tokens = blocks * GROUP * isa.lanes + (max(_FEWEST_TOKENS, -(-rest // isa.lanes) * isa.lanes) if rest else 0)
     return tokens * (each * groups * GROUP * form.outputs + per_input * depth) + rows * per_sum * columns
 
 
 _DENSE_TILE, _DENSE_SUM = 0.32, 20.0
 _READ, _ROW_GROUP = 10.0, 500.0  # of a byte of weights from memory; of a group by a single row
+_FEWEST_TOKENS = 36  # that a group takes the time of: it waits for its inputs
 _COSTS = {4: (1.42, 70.0, 50.0), 8: (1.18, 70.0, 50.0), amx.ROWS: (0.55, 90.0, 50.0)}
 """Of a multiply-accumulate, of a sum and of an input of a token, by outputs that share inputs."""
