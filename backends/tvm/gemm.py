@@ -90,9 +90,9 @@ def convolution(region: Region, context: Context) -> Kernel:
 
 @dataclass(frozen=True)
 class Weights:
-    """int8 [K, N], the codes that they are packed in, if that isn't bytes, and the form without zeros, if that is worth it.
+    """int8 [K, N], and how they are multiplied.
 
-    product: of them.
+    codes: that they are packed in, if that isn't bytes. form: without zeros, where that is worth it.
     """
 
     matrix: np.ndarray

@@ -118,7 +118,7 @@ def multiply(
 def _in_vectors(
     work: _Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr
 ) -> None:
-    """Sums of a block of tokens by `used` columns, four or eight outputs at a time, as `_settle` leaves them in `room`."""
+    """Sums of a block of tokens by `used` columns, a few outputs at a time, as `_settle` leaves them in `room`."""
     isa, product = work.isa, work.product
     assert isinstance(product, Product)
     lanes, every = isa.lanes, T.Ramp(0, 1, isa.lanes)
@@ -188,9 +188,7 @@ def _row(work: _Work, token: Expr, used: int, room: Expr, place: Expr) -> Expr:
     vector, inner = T.floordiv(token, lanes), T.floormod(token, lanes)
     where = place + (vector * GROUP + T.floormod(inner, GROUP)) * lanes + T.floordiv(inner, GROUP) * GROUP
     for first in range(0, used, lanes):
-        parts = [
-            room[T.Ramp(where + (first // GROUP + i) * work.square, 1, GROUP)] for i in range(lanes // GROUP)
-        ]
+        parts = [room[T.Ramp(where + (first // GROUP + i) * work.square, 1, GROUP)] for i in range(lanes // GROUP)]
         joined = tirx.Shuffle(parts, [tirx.const(i, "int32") for i in range(lanes)]) if len(parts) > 1 else parts[0]
         T.buffer_store(row, joined, [T.Ramp(first, 1, lanes)])
     return row
@@ -221,7 +219,9 @@ def _in_tiles(
                     T.buffer_store(room, word, [T.Ramp(codes + side + i * tile + group * lanes, 1, lanes)])
             amx.do("tileloadd64", T.int8(4), T.address_of(work.values[step * tile]), T.int64(amx.DEPTH))
             for i in range(count):
-                amx.do("tileloadd64", T.int8(5 + i % 2), T.address_of(room[codes + side + i * tile]), T.int64(amx.DEPTH))
+                amx.do(
+                    "tileloadd64", T.int8(5 + i % 2), T.address_of(room[codes + side + i * tile]), T.int64(amx.DEPTH)
+                )
                 amx.do(_SWAPPED[product.dtype], T.int8(i), T.int8(4), T.int8(5 + i % 2))
         for i in range(count):
             amx.do("tilestored64", T.int8(i), T.address_of(room[sums + i * lanes]), T.int64(4 * count * lanes))

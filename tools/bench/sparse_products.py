@@ -76,7 +76,7 @@ def runtime_product(rows: int, weights: np.ndarray) -> Run:
         "product",
         [helper.make_tensor_value_info("x", TensorProto.UINT8, (rows, depth))],
         [helper.make_tensor_value_info("y", TensorProto.INT32, (rows, columns))],
-        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.uint8(128), "zero")],
+        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.asarray(128, np.uint8), "zero")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = onnxruntime.SessionOptions()
@@ -127,7 +127,9 @@ def measured(isa: Isa, rows: Sequence[int], zeros: Sequence[float], outputs: int
                 ratios[share].append(found)
                 name = form_name(random_weights(shape, outputs, share), count, isa)
                 cells = [f"{ratio:.2f}" for ratio in found]
-                table.add_row(f"{shape[0]} x {shape[1]}", f"{count}", f"{share:.0%}", name, f"{1e3 * sparse:.3f}", *cells)
+                table.add_row(
+                    f"{shape[0]} x {shape[1]}", f"{count}", f"{share:.0%}", name, f"{1e3 * sparse:.3f}", *cells
+                )
     for share, found_all in ratios.items():
         means = [f"{statistics.geometric_mean(column):.2f}" for column in zip(*found_all, strict=True)]
         table.add_row("geometric mean", "", f"{share:.0%}", "", "", *means, style="bold")

@@ -119,7 +119,7 @@ def test_outputs_and_inputs_that_are_all_zero(rows, in_form):
 def test_what_follows_is_done_as_for_dense_products(rows, in_form):
     in_form(HOST, dtypes.u8, rows)
     array = matrix(60, 84, 0.3)
-    table = Data(RNG.integers(-128, 128, 256).astype(np.int8), Quant((0.02,), 0))
+    table = RNG.integers(-128, 128, 256).astype(np.int8)
 
     def build(x, residual):
         codes = ops.Requantize(0.05, 0, dtypes.i8)(ops.IntLinear()(x, quantised(array)))
@@ -207,6 +207,6 @@ def test_an_artifact_holds_what_is_left_of_the_weights():
 @pytest.mark.parametrize("name", ["amx-int8", "avx512-vnni", "avx-vnni", "arm-i8mm"])
 @pytest.mark.parametrize("rows", [1, 40])
 def test_code_is_generated_for_every_instruction_set_that_has_a_form(name, rows):
-    array = matrix(256, 128, 0.03)
+    array = matrix(768, 768, 0.03)
     assert form_of(array, rows, ISAS[name], dtypes.u8) is not None
     assert assembly(lower(layer(array, rows=rows)[0], ISAS[name]), ISAS[name].target())
