@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnxruntime
-import tvm
+import tvm_ffi
 from onnx import TensorProto, helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--outputs", nargs="+", type=int, default=[4, 16], help="neighbours that are zero together")
     parser.add_argument("--rounds", type=int, default=41)
     options = parser.parse_args()
-    tvm.get_global_func("runtime.config_threadpool")(_SHARE_CORES, 1, ["0"])
+    tvm_ffi.get_global_func("runtime.config_threadpool")(_SHARE_CORES, 1, ["0"])
     able = [isa for isa in ISAS.values() if isa.triple == host_isa().triple and isa.features <= cpu_flags()]
     console = Console(width=120)
     for isa in [ISAS[name] for name in options.isa] or able[:2]:
