@@ -10,7 +10,7 @@ import numpy as np
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from planish.backends.tvm import amx, tiles
+from planish.backends.tvm import amx, sparse_products, tiles
 from planish.backends.tvm.codes import Codes, codes_of, in_registers, unpack
 from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, lane_of, pieces
 from planish.backends.tvm.expressions import RENAMING, Reader, shape_of, unravelled
@@ -18,6 +18,7 @@ from planish.backends.tvm.isa import Product, ShiftProduct, TileProduct
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
+from planish.backends.tvm.sparse_weights import Form, form_of
 from planish.backends.tvm.tiles import Panels, Rows, Start, in_block, multiply, shared_out
 from planish.ir import ops
 from planish.ir.graph import Node, Value
@@ -34,7 +35,8 @@ def linear(region: Region, context: Context) -> Kernel:
     assert weights is not None
     scope = Scope()
     outer = shape_of(node.result)[:-1]
-    product = context.isa.product_by(weights.numpy(), x.tensor.dtype, math.prod(outer))
+    matrix = _weights(weights.numpy(), codes_of(w), math.prod(outer), x, context)
+    product = matrix.product
 
     def index(row: Expr, column: Expr) -> Index:
         return (*unravelled(row, outer), column)
@@ -42,8 +44,7 @@ def linear(region: Region, context: Context) -> Kernel:
     with IRBuilder() as builder, T.seq_scope():
         rows = _rows_of(x, scope, context, product)
         bias = constant(b[0]) if b else None
-        matrix = Weights(weights.numpy(), codes_of(w))
-        _blocks(region, context, scope, rows, product, matrix, None if bias is None else bias.numpy(), index)
+        _blocks(region, context, scope, rows, matrix, None if bias is None else bias.numpy(), index)
     return scope.finish(builder, region.result)
 
 
@@ -58,7 +59,9 @@ def convolution(region: Region, context: Context) -> Kernel:
     assert weights is not None
     scope = Scope()
     batch, filters, *places = shape_of(node.result)
-    product = context.isa.product_by(weights.numpy(), x.tensor.dtype, batch * math.prod(places))
+    count = batch * math.prod(places)
+    flat = _weights(weights.numpy().reshape(filters, -1).T, codes_of(w), count, x, context)
+    product = flat.product
     source, (_, depth, *window) = shape_of(x), shape_of(w)
 
     def element(row: Expr, taps: Index) -> tuple[Index, Expr | None]:
@@ -79,20 +82,31 @@ def convolution(region: Region, context: Context) -> Kernel:
         return (image, column, *place)
 
     with IRBuilder() as builder, T.seq_scope():
-        count = batch * math.prod(places)
         rows = _gathered(node, x, scope, context, product, count, (depth, *window), element)
-        flat = Weights(weights.numpy().reshape(filters, -1).T, codes_of(w))
         bias = constant(b[0]) if b else None
-        _blocks(region, context, scope, rows, product, flat, None if bias is None else bias.numpy(), index)
+        _blocks(region, context, scope, rows, flat, None if bias is None else bias.numpy(), index)
     return scope.finish(builder, region.result)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """int8 [K, N], and the codes that they are packed in, if that isn't bytes."""
+    """int8 [K, N], and how they are multiplied.
+
+    codes: that they are packed in, if that isn't bytes. form: without zeros, where that is worth it.
+    """
 
     matrix: np.ndarray
     codes: Codes | None
+    form: Form | None
+    product: Product | TileProduct
+
+
+def _weights(matrix: np.ndarray, codes: Codes | None, rows: int, x: Value, context: Context) -> Weights:
+    """How so many rows of x are multiplied by int8 [K, N]."""
+    dtype = x.tensor.dtype
+    form = form_of(matrix, rows, context.isa, dtype) if codes is None else None
+    product = context.isa.product_by(matrix, dtype, rows) if form is None else form.product
+    return Weights(matrix, codes, form, product)
 
 
 def _blocks(
@@ -100,7 +114,6 @@ def _blocks(
     context: Context,
     scope: Scope,
     rows: Rows,
-    product: Product | TileProduct,
     weights: Weights,
     bias: np.ndarray | None,
     index: Callable[[Expr, Expr], Index],
@@ -109,10 +122,20 @@ def _blocks(
 
     Codes are decoded in registers where they are read once; else a panel at a time, for all rows.
     """
-    node, isa = region.anchor, context.isa
+    node, isa, product = region.anchor, context.isa, weights.product
     assert node is not None
     depth, columns = weights.matrix.shape
     rows_in_all = math.prod(shape_of(node.result)) // columns
+    if weights.form is not None:
+        whole = -(-columns // sparse_products.WIDTH) * sparse_products.WIDTH
+        start = scope.constant("start", _start(node, weights.matrix, bias, product, whole))
+
+        def store(row: Expr, column: Expr, used: int, sums: Callable[[Expr], Expr]) -> None:
+            _finish(region, context, scope, sums, row, column, used, index)
+
+        compact = weights.form.compact(weights.matrix)
+        sparse_products.multiply(rows, rows_in_all, depth, columns, compact, start, isa, product, scope, store)
+        return
     plan = context.schedule.tiling(rows_in_all, columns, depth, isa, product)
     codes = None if isinstance(product, ShiftProduct) else weights.codes  # its planes are as many as weights have bits
     width, steps = plan.vectors * isa.lanes, tiles.steps_of(depth, product, codes)

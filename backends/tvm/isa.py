@@ -36,19 +36,25 @@ class Product:
         if not self.intrinsic:
             return acc + T.Cast(f"int32x{lanes}", panel) * T.Broadcast(T.Cast("int32", word), lanes)
         row = T.reinterpret(f"{self.dtype}x{lanes * self.group}", T.Broadcast(word, lanes))
-        return self._multiplied(acc, row, panel, lanes)
+        return self.of_vectors(acc, row, panel, lanes)
 
     def total(self, acc: Expr, row: Expr, lanes: int) -> Expr:
         """Sums of neighbours: acc[i] + sum(row[i * group + g]) for a vector of row elements."""
         if not self.intrinsic:
             return acc + T.Cast(f"int32x{lanes}", row)
-        return self._multiplied(acc, row, T.Broadcast(T.int8(1), lanes * self.group), lanes)
+        return self.of_vectors(acc, row, T.Broadcast(T.int8(1), lanes * self.group), lanes)
+
+    def narrowed(self, lanes: int) -> Product:
+        """The same with an intrinsic for vectors of so many 32-bit lanes, where its name ends in their bits."""
+        base, _, bits = self.intrinsic.rpartition(".")
+        return replace(self, intrinsic=f"{base}.{32 * lanes}") if bits.isdigit() else self
 
     def squares(self, row: Expr, lanes: int) -> Expr:
         """Sums of the squares of two neighbours, for vectors of int16; as bits of unsigned integers."""
         return T.call_llvm_pure_intrin(f"int32x{lanes}", T.llvm_lookup_intrinsic_id(self.intrinsic), row, row)
 
-    def _multiplied(self, acc: Expr, row: Expr, panel: Expr, lanes: int) -> Expr:
+    def of_vectors(self, acc: Expr, row: Expr, panel: Expr, lanes: int) -> Expr:
+        """The same for a vector of elements of rows, by an intrinsic."""
         name, count = T.llvm_lookup_intrinsic_id(self.intrinsic), lanes * self.group
         if self.whole:
             return T.call_llvm_pure_intrin(f"int32x{lanes}", name, acc, row, panel)

@@ -1,0 +1,90 @@
+"""Codes of many tokens at a time: transposed in blocks, and four inputs of each token brought next to each other.
+
+All moves but one stay within 128-bit parts of a vector, which is what instructions do at once.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from planish.backends.tvm.isa import Isa
+from planish.backends.tvm.repack import transposed
+from planish.backends.tvm.scope import Expr, Scope
+from planish.backends.tvm.tiles import Rows
+
+_PART = 16  # bytes that moves stay within
+
+
+def mixed(a: Expr, b: Expr, bits: int, high: bool, size: int) -> Expr:
+    """Elements of two vectors of `size` bytes in turns, from the lower or the upper half of each part."""
+    kind, count = f"int{bits}x{8 * size // bits}", 8 * size // bits
+    each = 8 * _PART // bits
+    places: list[int] = []
+    for part in range(0, count, each):
+        for i in range(each // 2):
+            place = part + i + (each // 2 if high else 0)
+            places += [place, count + place]
+    return tirx.Shuffle([T.reinterpret(kind, a), T.reinterpret(kind, b)], [tirx.const(i, "int32") for i in places])
+
+
+def quads(inputs: list[Expr], count: int, dtype: str, size: int) -> list[Expr]:
+    """Of four vectors of bytes, one per input, `count` vectors with the four inputs of each token side by side.
+
+    In block order as `transposed_codes` has it, element t of vector j is token j * lanes + t.
+    """
+    a, b, c, d = inputs
+    found: list[Expr] = []
+    for high in (False, True):
+        if len(found) >= count:
+            break
+        left, right = mixed(a, b, 8, high, size), mixed(c, d, 8, high, size)
+        found += [mixed(left, right, 16, upper, size) for upper in (False, True)]
+    return [T.reinterpret(f"{dtype}x{size}", vector) for vector in found[:count]]
+
+
+def four(rows: list[Expr], lanes: int) -> list[Expr]:
+    """Squares of 4 x 4 int32, one in each part of four vectors, transposed."""
+    a, b, c, d = rows
+    size = 4 * lanes
+    pairs = [[mixed(x, y, 32, high, size) for high in (False, True)] for x, y in ((a, b), (c, d))]
+    found = [mixed(x, y, 64, high, size) for x, y in zip(*pairs, strict=True) for high in (False, True)]
+    return [T.reinterpret(f"int32x{lanes}", vector) for vector in found]
+
+
+def transposed_codes(rows: Rows, count: int, depth: int, isa: Isa, scope: Scope) -> tuple[Expr, int]:
+    """Codes as [blocks][K][tokens of a block] in working memory, and K rounded up to vectors; the last row is repeated.
+
+    A block is a vector of bytes, in the order that `quads` undoes: byte 16 l + 4 j + b of a column is token
+    (4 j + l) * 4 + b for 512 bits.
+    """
+    lanes, wide = isa.lanes, 4 * isa.lanes
+    blocks, chunks = -(-count // wide), -(-depth // wide)
+    padded = chunks * wide
+    codes = scope.scratch((blocks * padded * wide,), str(rows.array.dtype))
+    scope.reaching(wide)
+    swap = [part + 4 * b + q for part in range(0, wide, _PART) for q in range(4) for b in range(4)]
+    with T.parallel(0, blocks * chunks) as number:
+        block, chunk = T.floordiv(number, chunks), T.floormod(number, chunks)
+        words = T.alloc_buffer((wide * lanes,), "int32", scope="global")
+        with T.serial(0, 4) as j:
+            square = []
+            for i in range(lanes):
+                row = T.min(block * wide + j * lanes + i, count - 1)
+                codes_of_row = rows.array[T.Ramp(row * rows.stride + chunk * wide, 1, wide)]
+                square.append(T.reinterpret(f"int32x{lanes}", codes_of_row))
+            for k, vector in enumerate(transposed(square)):
+                T.buffer_store(words, vector, [T.Ramp((k * 4 + j) * lanes, 1, lanes)])
+        with T.serial(0, lanes) as k:
+            parts = []
+            for j in range(4):
+                word = T.reinterpret(f"int8x{wide}", words[T.Ramp((k * 4 + j) * lanes, 1, lanes)])
+                byte_square = tirx.Shuffle([word], [tirx.const(place, "int32") for place in swap])
+                parts.append(T.reinterpret(f"int32x{lanes}", byte_square))
+            held = T.alloc_buffer((4 * lanes,), "int32", scope="global")
+            for j, part in enumerate(parts):
+                T.buffer_store(held, part, [T.Ramp(j * lanes, 1, lanes)])
+            for q, vector in enumerate(four([held[T.Ramp(j * lanes, 1, lanes)] for j in range(4)], lanes)):
+                place = (block * padded + chunk * wide + k * 4 + q) * wide
+                T.buffer_store(codes, T.reinterpret(f"{rows.array.dtype}x{wide}", vector), [T.Ramp(place, 1, wide)])
+    return codes, padded

@@ -1,0 +1,130 @@
+"""Weights with zeros, stored without them: which form of a product is worth it, and how it is laid out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planish.backends.tvm import amx
+from planish.backends.tvm.isa import Isa, Product, TileProduct
+from planish.ir.dtypes import DType
+from planish.ir.sparsity import blocks
+
+GROUP = 4  # inputs of one product
+ROW_GROUPS = 2  # that go to different sums of a single row, so that one doesn't wait for the other
+
+
+@dataclass(frozen=True)
+class Compact:
+    """int8 [K, N] as lists of groups of four inputs for blocks of `outputs` neighbouring columns.
+
+    starts: int32, the first group of each block, and the end. places: uint64 per group, four inputs in 16 bits
+    each, the first one lowest: a scalar that is cut up stays out of vector registers. values: int32, a
+    word of four weights per output of a group, [groups][outputs]; in tiles, a unit at a time, [outputs][groups].
+    """
+
+    outputs: int
+    starts: np.ndarray
+    places: np.ndarray
+    values: np.ndarray
+
+
+def live(weights: np.ndarray, outputs: int) -> np.ndarray:
+    """bool [K, blocks]: whether any of so many neighbouring outputs uses an input. weights: [K, N]."""
+    found: np.ndarray = np.any(blocks(weights, outputs, 1) != 0, axis=-1)
+    return found
+
+
+def compact(weights: np.ndarray, outputs: int, unit: int = 1, *, tiles: bool = False) -> Compact:
+    """The lists of int8 [K, N]; each block has whole units of groups, filled with zeros at its last input."""
+    depth, columns = weights.shape
+    used = live(weights, outputs)
+    padded = np.zeros((depth, used.shape[1] * outputs), np.int8)
+    padded[:, :columns] = weights
+    whole = GROUP * unit
+    places, values, starts = [], [], [0]
+    for block in range(used.shape[1]):
+        inputs = np.flatnonzero(used[:, block])
+        size = -(-inputs.size // whole) * whole
+        part = np.zeros((size, outputs), np.int8)
+        part[: inputs.size] = padded[inputs, block * outputs : (block + 1) * outputs]
+        places.append(np.concatenate([inputs, np.repeat(inputs[-1:], size - inputs.size)]))
+        values.append(part.reshape(-1, unit if tiles else 1, GROUP, outputs).transpose(0, 3, 1, 2).reshape(-1))
+        starts.append(starts[-1] + size // GROUP)
+    every = np.concatenate(values) if starts[-1] else np.zeros(GROUP, np.int8)
+    order = np.concatenate(places) if starts[-1] else np.zeros(GROUP, np.int64)
+    return Compact(outputs, np.asarray(starts, np.int32), order.astype("<u2").view("<u8"), every.view(np.int32))
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to multiply by weights without their zeros: `outputs` neighbouring columns share inputs.
+
+    unit: groups that are met together.
+    """
+
+    product: Product | TileProduct
+    outputs: int
+    unit: int = 1
+
+    def compact(self, weights: np.ndarray) -> Compact:
+        return compact(weights, self.outputs, self.unit, tiles=isinstance(self.product, TileProduct))
+
+
+def forms(isa: Isa, dtype: DType, rows: int) -> list[Form]:
+    """Those that an instruction set has for so many rows of codes of a dtype; the fewest outputs first."""
+    product = isa.bytes_product
+    if not isa.multiplies or dtype.bits > 8 or product is None:
+        return []
+    if rows == 1:
+        return [Form(product, outputs, ROW_GROUPS) for outputs in (4, 8, 16) if outputs <= isa.lanes]
+    found = [Form(product, outputs) for outputs in (4, 8) if outputs == 4 or isa.registers > 16]
+    return [*found, Form(TileProduct(str(dtype.storage)), amx.ROWS, amx.DEPTH // GROUP)] if isa.tiles else found
+
+
+def form_of(weights: np.ndarray, rows: int, isa: Isa, dtype: DType) -> Form | None:
+    """The form that is worth it for so many rows of codes by int8 [K, N]; None for the dense one."""
+    if weights.shape[0] > _MOST_INPUTS or np.count_nonzero(weights) > _DENSEST * weights.size or not weights.size:
+        return None
+    costs = {form: cost(form, weights, rows, isa) for form in forms(isa, dtype, rows)}
+    best = min(costs, key=lambda form: costs[form], default=None)
+    return best if best is not None and costs[best] < _WORTH * dense_cost(weights.shape, rows, isa, dtype) else None
+
+
+_MOST_INPUTS = 1 << 16
+_DENSEST = 0.9  # share of weights that aren't 0 with which nothing is gained
+_WORTH = 0.95  # of the time of dense products
+
+
+def dense_cost(shape: tuple[int, ...], rows: int, isa: Isa, dtype: DType) -> float:
+    """Time of dense products, in that of one multiply-accumulate in vectors."""
+    depth, columns = shape
+    each = _DENSE_TILE if isinstance(isa.product_of(dtype, rows), TileProduct) else 1.0
+    return max(_READ * depth * columns, rows * columns * (each * depth + _DENSE_SUM))
+
+
+def cost(form: Form, weights: np.ndarray, rows: int, isa: Isa) -> float:
+    """Time of a sparse form in the same unit.
+
+    Products of what is left, by tokens in whole vectors; then what is done once per input and per sum of a token:
+    transposing codes, and putting sums in order. Fitted to measurements of 768 x 768, 768 x 3072 and 3072 x 768 with
+    1, 128 and 384 tokens at densities of 0.1 to 0.5 on Sapphire Rapids, where four inputs take 8 shuffles and 16
+    products on two ports, and so at least 1.5 times what they take without shuffles.
+    """
+    depth, columns = weights.shape
+    used = np.count_nonzero(live(weights, form.outputs), axis=0)
+    groups = float(np.sum(-(-used // (GROUP * form.unit)))) * form.unit
+    if rows == 1:
+        return groups * max(_ROW_GROUP, _READ * (8 + GROUP * form.outputs))
+    each, per_sum, per_input = _COSTS[form.outputs]
+    blocks, rest = divmod(rows, GROUP * isa.lanes)
+    tokens = blocks * GROUP * isa.lanes + (max(_FEWEST_TOKENS, -(-rest // isa.lanes) * isa.lanes) if rest else 0)
+    return tokens * (each * groups * GROUP * form.outputs + per_input * depth) + rows * per_sum * columns
+
+
+_DENSE_TILE, _DENSE_SUM = 0.32, 20.0
+_READ, _ROW_GROUP = 10.0, 500.0  # of a byte of weights from memory; of a group by a single row
+_FEWEST_TOKENS = 36  # that a group takes the time of: it waits for its inputs
+_COSTS = {4: (1.42, 70.0, 50.0), 8: (1.18, 70.0, 50.0), amx.ROWS: (0.55, 90.0, 50.0)}
+"""Of a multiply-accumulate, of a sum and of an input of a token, by outputs that share inputs."""
