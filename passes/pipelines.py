@@ -20,6 +20,7 @@ from planish.passes.norms import FoldNorms, UnifyNorms
 from planish.passes.raising import OPTIONAL, RAISING
 from planish.passes.raising.projections import MergeProjections
 from planish.passes.shiftadd import AddAttention, DecodeWeights, MixExperts, ShiftAdd
+from planish.passes.sparse import DetectSparsity, Prune
 from planish.passes.tokens import CompressTokens
 
 cleanup = Pipeline(*(kind() for kind in CLEANUP))
@@ -30,13 +31,13 @@ raising = Pipeline(*(kind() for kind in RAISING))
 
 _prepared = Pipeline(Repeat(cleanup), raising, FoldNorms(), HoistSlices(), Repeat(cleanup))
 _split = Pipeline(*_prepared.steps, SplitProjections(), HoistSlices())
-_integer = Pipeline(*_split.steps, Integerize(), cleanup)
+_integer = Pipeline(*_split.steps, Integerize(), cleanup, DetectSparsity())
 
 RECIPES: Mapping[str, tuple[str, Pipeline]] = {
     "clean": ("cleanup only: simpler, every op still as the exporter spelled it", Pipeline(Repeat(cleanup))),
     "default": (
         "cleanup, raising to high-level ops, folding of norms and scales; lowered to what the target runs fastest",
-        _prepared,
+        Pipeline(*_prepared.steps, DetectSparsity()),
     ),
     "integer": (
         "default, then the whole model in integers, but for float inputs and outputs (needs --calib)",
@@ -51,6 +52,10 @@ RECIPES: Mapping[str, tuple[str, Pipeline]] = {
     "shift-add": (
         "default, with weights as sums of few signed powers of two, in 2 to 8 bits (needs --calib)",
         Pipeline(*_split.steps, ShiftAdd(), cleanup),
+    ),
+    "prune": (
+        "default, with weights set to zero in blocks that compiled kernels skip (needs --calib)",
+        Pipeline(*_split.steps, Prune(), cleanup),
     ),
     "unify": (
         "default, then norms replaced by calibrated linear maps that the next layers take in (needs --calib)",
@@ -83,6 +88,8 @@ PASSES: tuple[type[Pass], ...] = (
     MixExperts,
     ShiftAdd,
     DecodeWeights,
+    Prune,
+    DetectSparsity,
     HoistSlices,
     SplitProjections,
     Integerize,

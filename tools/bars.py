@@ -9,9 +9,10 @@ from planish.passes.integer import Integerize
 from planish.passes.judging import Judge, Samples
 from planish.passes.norms import UnifyNorms
 from planish.passes.shiftadd import AddAttention, ShiftAdd
+from planish.passes.sparse import Prune
 from planish.passes.tokens import CompressTokens
 
-CHANGING = (UnifyNorms, AddAttention, CompressTokens, ShiftAdd)
+CHANGING = (UnifyNorms, AddAttention, CompressTokens, Prune, ShiftAdd)
 """Passes that keep within bars themselves; those that quantize are controlled from outside."""
 
 TRAINING = (UnifyNorms, AddAttention)
@@ -45,13 +46,13 @@ def with_bars(
     if not changing:
         if max_nmse is not None:
             raise UsageError(
-                "--max-nmse is for replaced norms and attention, compressed tokens and codebooks",
-                remedy="add --recipe unify, --recipe add-attention, --recipe compress or --recipe shift-add",
+                "--max-nmse is for replaced norms and attention, compressed tokens, pruned weights and codebooks",
+                remedy="add --recipe unify, add-attention, compress, prune or shift-add",
             )
         if (max_drop is not None or metric is not None) and not has(pipeline, Integerize):
             raise UsageError(
                 "--metric and --max-drop are for recipes that change what a model computes",
-                remedy="add --recipe integer, unify, compress or shift-add",
+                remedy="add --recipe integer, unify, compress, prune or shift-add",
             )
         return pipeline
     options: dict[str, float] = {}

@@ -9,8 +9,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from planish.tools import commands
 
@@ -23,7 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_TOKENS, _WEIGHTS = "Fewer tokens", "Weights as shifts and additions"
+_TOKENS, _ZEROS, _WEIGHTS = "Fewer tokens", "Weights with zeros", "Weights as shifts and additions"
 
 _Model = Annotated[
     Path, typer.Argument(help="An ONNX file, or a .pt2 file that torch.export wrote.", show_default=False)
@@ -169,6 +167,32 @@ def optimize(
             show_default=False,
         ),
     ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the products that zeros in weights take off, as 0.5. Takes recipe prune, if none is named;"
+            " with --max-drop or --max-nmse, as many go as these allow.",
+            rich_help_panel=_ZEROS,
+            show_default=False,
+        ),
+    ] = None,
+    structure: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe prune: zeros in fours or sixteens of neighbouring outputs (ob4, ob16), in fours of inputs"
+            " (ib4), two of four inputs (2:4), or unstructured. Default: ob4.",
+            rich_help_panel=_ZEROS,
+            show_default=False,
+        ),
+    ] = None,
+    prune_by: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe prune: magnitude, wanda, sparsegpt, obs (default, best and slowest), or all, and the best of them.",
+            rich_help_panel=_ZEROS,
+            show_default=False,
+        ),
+    ] = None,
     codebook: Annotated[
         str | None,
         typer.Option(
@@ -264,18 +288,23 @@ def optimize(
         from planish.ir.errors import UsageError
         from planish.passes.observers import DumpText, PrintAfter
         from planish.tools import job_options
+        from planish.tools.dry_run import print_dry_run
         from planish.tools.recipe_file import chosen_pipeline
 
         if model is None or output is None:
             missing = "MODEL" if model is None else "--output"
             raise UsageError(f"{missing} is missing", remedy="planish optimize model.onnx --output out/")
-        if recipe is None and passes is None and (tokens, schedule, latency, target_speedup) != (None,) * 4:
-            recipe = "compress"
-        if recipe is None and passes is None and (codebook, weight_bits, energy) != (None,) * 3:
-            recipe = "shift-add"
+        given = {
+            "compress": (tokens, schedule, latency, target_speedup),
+            "prune": (sparsity, structure, prune_by),
+            "shift-add": (codebook, weight_bits, energy),
+        }
+        if recipe is None and passes is None:
+            recipe = job_options.implied_recipe(given)
         pipeline, shapes = chosen_pipeline(recipe, passes, skip_pass or [])
         pipeline = job_options.with_integer_options(pipeline, profile, strict)
         pipeline = job_options.with_token_options(pipeline, tokens, schedule, latency, target_speedup)
+        pipeline = job_options.with_pruning_options(pipeline, sparsity, structure, prune_by)
         pipeline = job_options.with_codebook_options(pipeline, codebook, weight_bits, energy)
         job: dict[str, Any] = {
             "source": model,
@@ -301,7 +330,7 @@ def optimize(
             "min_speedup": min_speedup,
         }
         if dry_run:
-            _print_dry_run(job, as_json)
+            print_dry_run(job, as_json)
             return
         observers: list[Any] = []
         if dump_dir is not None:
@@ -331,27 +360,6 @@ def _shapes(model: Path, texts: list[str] | None) -> dict[str, tuple[int | str, 
     from planish.tools.shapes import parse_shapes
 
     return parse_shapes(texts, input_names(model))
-
-
-def _print_dry_run(job: dict[str, Any], as_json: bool) -> None:
-    plan = {
-        "model": str(job["source"]),
-        "output": str(job["out"]),
-        "target": job["target"].name,
-        "pipeline": str(job["pipeline"]),
-        "shapes": {name: list(dims) for name, dims in job["shapes"].items()},
-        "calib": job["calib"],
-        "verify": job["verify"],
-        "bench": job["bench"],
-        "seed": job["seed"],
-    }
-    if as_json:
-        print(json.dumps(plan, indent=2, sort_keys=True))
-        return
-    table = Table.grid(padding=(0, 2))
-    for key, value in plan.items():
-        table.add_row(key, Text(str(value)))
-    Console().print(table)
 
 
 @app.command(rich_help_panel="Look")

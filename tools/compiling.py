@@ -25,6 +25,7 @@ from planish.passes.observers import VerifyEach
 from planish.passes.pipelines import RECIPES, parse_pipeline, recipe
 from planish.passes.rewrite import Fuel
 from planish.passes.shiftadd import MixExperts, ShiftAdd
+from planish.passes.sparse import Prune
 from planish.passes.tokens import CompressTokens
 from planish.tools import manifest as manifests
 from planish.tools.accuracy_control import Controlled, control, metric_named
@@ -259,12 +260,13 @@ class _Run:
         if job.verify_with is not None:
             context.evaluation = self._samples(job.verify_with, inputs)
         labelled = getattr(context.evaluation or context.calibration, "labels", None) is not None
-        if job.max_drop is not None or job.metric is not None or (labelled and has(pipeline, ShiftAdd)):
+        if job.max_drop is not None or job.metric is not None or (labelled and has(pipeline, Prune, ShiftAdd)):
             context.metric = metric_named(job.metric)
         if job.recover is not None:
             context.recover = recovering(job.recover, job.seed, self.progress.stage, self.progress.advance)
-        if has(pipeline, CompressTokens, MixExperts) and context.calibration is not None:
-            rest = split_after(pipeline, CompressTokens, MixExperts)[1]
+        timed = (CompressTokens, MixExperts, *((Prune,) if job.target.compiled else ()))  # zeros save nothing in ONNX
+        if has(pipeline, *timed) and context.calibration is not None:
+            rest = split_after(pipeline, *timed)[1]
             sample = single_sample(next(iter(context.calibration)), inputs)
             context.clock = TargetClock(
                 rest,

@@ -11,6 +11,7 @@ from planish.ir.graph import Graph
 from planish.ir.types import TensorType
 from planish.passes.judging import Distance
 from planish.passes.shiftadd.report import ShiftAddReport
+from planish.passes.sparse.report import PruneReport
 from planish.passes.tokens.report import CompressReport
 from planish.tools import manifest as manifests
 from planish.tools.boundary import Boundary
@@ -66,6 +67,7 @@ def describe(outcome: Outcome, folder: Path, graph: Graph) -> manifests.Manifest
         passes=tuple(passes),
         tokens=tuple(_tokens(report) for report in outcome.context.reports if isinstance(report, CompressReport)),
         codebooks=tuple(_codebooks(r) for r in outcome.context.reports if isinstance(r, ShiftAddReport)),
+        zeros=tuple(_zeros(r) for r in outcome.context.reports if isinstance(r, PruneReport)),
         seed=job.seed,
         calibration=None if data is None else manifests.CalibrationEntry(source=data.source, digest=data.digest()),
         verification=None if outcome.verification is None else outcome.verification.to_dict(),
@@ -94,6 +96,18 @@ def _codebooks(report: ShiftAddReport) -> manifests.CodebooksEntry:
         layers=tuple((layer.name, layer.codebook) for layer in report.layers),
         bits=report.bits,
         energy=report.energy,
+        budget=report.budget,
+        chosen=_distance(report.chosen),
+        reported=_distance(report.reported),
+    )
+
+
+def _zeros(report: PruneReport) -> manifests.ZerosEntry:
+    return manifests.ZerosEntry(
+        layers=tuple((layer.name, layer.density) for layer in report.layers),
+        method=report.method,
+        structure=report.structure,
+        density=report.density,
         budget=report.budget,
         chosen=_distance(report.chosen),
         reported=_distance(report.reported),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from planish.backends.targets import Target, target_named
@@ -9,10 +10,16 @@ from planish.ir.errors import UsageError
 from planish.passes.base import Pipeline
 from planish.passes.integer import Integerize
 from planish.passes.shiftadd import ShiftAdd
+from planish.passes.sparse import Prune
 from planish.passes.tokens import CompressTokens
 from planish.passes.tokens.schedule import Schedule
 from planish.tools.bars import has
 from planish.tools.buckets import parse_buckets
+
+
+def implied_recipe(given: Mapping[str, Sequence[object]]) -> str | None:
+    """The recipe whose options were given, by recipe; several are joined as "+" does."""
+    return "+".join(name for name, values in given.items() if any(value is not None for value in values)) or None
 
 
 def chosen_target(name: str, isa: str | None, tune: str | None, buckets: list[str], *, multiply: bool = True) -> Target:
@@ -119,3 +126,22 @@ def with_codebook_options(
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"{option} {value:g} is no budget", remedy="--weight-bits 4.5, or --energy 0.6 of int8")
     return pipeline.with_options(ShiftAdd.name, **options)
+
+
+def with_pruning_options(
+    pipeline: Pipeline, sparsity: float | None, structure: str | None, method: str | None
+) -> Pipeline:
+    """The pipeline with --sparsity, --structure and --prune-by set on the pass that they are for.
+
+    Raises UsageError without such a pass, and for a share that is none.
+    """
+    given = {"sparsity": sparsity, "structure": structure, "method": method}
+    options = {name: value for name, value in given.items() if value is not None}
+    if not options:
+        return pipeline
+    if not has(pipeline, Prune):
+        remedy = "add prune to the recipe, as in --recipe prune+integer, or leave --recipe and --passes out"
+        raise UsageError("--sparsity, --structure and --prune-by are for pruned weights", remedy=remedy)
+    if sparsity is not None and not 0 < sparsity < 1:
+        raise UsageError(f"--sparsity {sparsity:g} is no share", remedy="--sparsity 0.5 takes half of the products off")
+    return pipeline.with_options(Prune.name, **options)

@@ -112,6 +112,21 @@ class CodebooksEntry(_Record):
     reported: dict[str, float | None]
 
 
+class ZerosEntry(_Record):
+    """Weights set to zero: by which method and in which structure, and the share of each layer that stays, by name.
+
+    density: share of the products that stays. chosen, reported: as of tokens.
+    """
+
+    layers: tuple[tuple[str, float], ...]
+    method: str
+    structure: str
+    density: float
+    budget: str
+    chosen: dict[str, float | None]
+    reported: dict[str, float | None]
+
+
 class Manifest(_Record):
     """Everything that is reproducible about an artifact."""
 
@@ -129,6 +144,7 @@ class Manifest(_Record):
     passes: tuple[PassEntry, ...] = ()
     tokens: tuple[TokensEntry, ...] = ()
     codebooks: tuple[CodebooksEntry, ...] = ()
+    zeros: tuple[ZerosEntry, ...] = ()
     seed: int = 0
     calibration: CalibrationEntry | None = None
     verification: dict[str, Any] | None = None

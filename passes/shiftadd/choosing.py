@@ -9,8 +9,9 @@ import numpy as np
 
 from planish.ir import signed_digits
 from planish.passes.allocation import Option, tradeoffs
+from planish.passes.layers import Layer
 from planish.passes.shiftadd.energy_model import HOROWITZ_45NM
-from planish.passes.shiftadd.layers import Coded, Layer
+from planish.passes.shiftadd.layers import Coded
 
 FLOAT_BITS = 32
 DIGIT_PJ = HOROWITZ_45NM.int8_shift + HOROWITZ_45NM.int32_add

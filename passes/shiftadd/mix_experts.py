@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from planish.ir import dtypes, ops
+from planish.ir import ops
 from planish.ir.codebooks import CODEBOOKS
 from planish.ir.data import Data
 from planish.ir.errors import UsageError
@@ -18,9 +18,9 @@ from planish.ir.types import Quant, TensorType
 from planish.passes.base import Clock, Context, Feeds, Pass, PreparedTaps
 from planish.passes.exactness import Exactness, approximate
 from planish.passes.judging import ThreeSets, tapped, three_sets
+from planish.passes.layers import alone, refusal
 from planish.passes.rewrite import Changes
 from planish.passes.shiftadd.encoding import encode
-from planish.passes.shiftadd.layers import refusal
 
 BY = "mix-experts"
 _RIDGE = 1e-3  # of the mean variance of a channel
@@ -173,20 +173,10 @@ class MixExperts(Pass):
 
 def latencies(node: Node, codes: Data, clock: Clock) -> tuple[float, float]:
     """Seconds of the multiplication expert and of the shift expert on all tokens of the layer, measured in turns."""
-    multiply, shift = clock([expert_graph(node, None), expert_graph(node, codes)])
+    plain = constant(node.operands[1])
+    assert plain is not None
+    multiply, shift = clock([alone(node, ops.Linear(), plain), alone(node, ops.ShiftLinear(), codes)])
     return multiply, shift
-
-
-def expert_graph(node: Node, codes: Data | None) -> Graph:
-    """A graph of one expert alone, on the tokens of one sample: the layer, or its codes."""
-    graph = Graph("expert")
-    x, w, *b = node.inputs
-    rows = graph.add_input("x", TensorType(dtypes.f32, (1, *x.tensor.dims[1:])))
-    parameters = [constant(value) for value in (w, *b)]
-    y: Value = ops.Linear()(rows, *parameters) if codes is None else ops.ShiftLinear()(rows, codes, *parameters[1:])
-    graph.attach(y, None, node.loc)
-    graph.add(ops.Return(("y",)), y)
-    return graph
 
 
 def _rows(run: PreparedTaps, feeds: Sequence[Feeds]) -> list[np.ndarray]:

@@ -21,9 +21,10 @@ from planish.passes.exactness import Exactness, approximate
 from planish.passes.integer.plan import Plan
 from planish.passes.integer.quantize_products import even_out
 from planish.passes.judging import Bars, Distance, Judge, ThreeSets, three_sets
+from planish.passes.layers import Layer, eligible, matrices
 from planish.passes.rewrite import Changes
 from planish.passes.shiftadd.choosing import Choice, choices, cost_of
-from planish.passes.shiftadd.layers import Coded, Layer, coded, matrices, refusal, replace_weights
+from planish.passes.shiftadd.layers import Coded, coded, replace_weights
 from planish.passes.shiftadd.report import LayerFinding, Point, ShiftAddReport
 
 MIX = "mix"
@@ -72,15 +73,8 @@ class ShiftAdd(Pass):
             raise UsageError(f"there is no codebook {self.codebook!r}", remedy=known)
         if self.bits is not None and self.energy is not None:
             raise UsageError("bits and energy can't both be a budget", remedy="give one of them")
-        changes, nodes = Changes(), []
-        for node in graph.nodes(ops.Linear, ops.Conv):
-            reason = refusal(node)
-            if any(name in node.loc.sources for name in self.keep):
-                reason = "it was asked to stay as it is"
-            if reason:
-                changes.skipped.append((str(node.loc), reason))
-            else:
-                nodes.append(node)
+        changes = Changes()
+        nodes = eligible(graph, self.keep, changes)
         if nodes:
             run = _Run(self, graph, context, nodes)
             report = run.run()

@@ -4,47 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
-
-from planish.ir import ops
-from planish.ir.data import Data
 from planish.ir.errors import GateError, UsageError
-from planish.ir.graph import Graph, Node, Value
-from planish.ir.op import constant
-from planish.ir.sparsity import PATTERNS, density, pattern
+from planish.ir.graph import Graph, Node
+from planish.ir.sparsity import PATTERNS
 from planish.passes.allocation import Option, spread, tradeoffs
 from planish.passes.base import Context, Pass
 from planish.passes.calibration.gram import collect_grams
 from planish.passes.exactness import Exactness, approximate
 from planish.passes.judging import Bars, Distance, Judge, three_sets
+from planish.passes.layers import Layer, eligible, matrices
 from planish.passes.rewrite import Changes
-from planish.passes.shiftadd.layers import Layer, matrices, refusal
 from planish.passes.sparse.masks import Structure
-from planish.passes.sparse.pruning import METHODS, damped, error_of, refitted
+from planish.passes.sparse.pruned import Pruned, at_random, pruned, replace_pruned
+from planish.passes.sparse.pruning import METHODS
 from planish.passes.sparse.report import Point, PrunedLayer, PruneReport
 
 BY = "prune"
+ALL = "all"
 _GRID = (1.0, 0.75, 0.625, 0.5, 0.4, 0.3, 0.2, 0.1)  # shares that may stay in a layer
 _TRIED = 0.5  # in one layer at a time, to see how much its noise harms the outputs
 _POINTS = 10  # choices that are measured
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """A layer's weights with zeros: float64 in the layout of the layer.
-
-    density: share of the blocks that stays. noise: energy of the error of its results over that of the results, on
-    samples that nothing was fitted on; masked: the same without a fit of what stays.
-    """
-
-    weights: np.ndarray
-    density: float
-    noise: float
-    masked: float
-
 
 Choice = tuple[Pruned, ...]
 
@@ -54,12 +36,14 @@ class Prune(Pass):
     """Weights of linear layers and convolutions set to zero in a structure, without training.
 
     What vanishes is chosen, and made good by what stays, from second moments of calibration samples; biases take what
-    is lost on average. How much of each layer stays follows from how much its noise harms the outputs.
+    is lost on average. How much of each layer stays follows from how much its noise harms the outputs, and from what
+    its zeros save: time on the target where `context.clock` can measure it, and products elsewhere.
 
-    method: "magnitude", "wanda", "sparsegpt" or "obs" (see `pruning`). structure: "unstructured", "ob4", "ob16", "ib4"
-    or "2:4". sparsity: share of the products that is to vanish, over all layers. max_drop: by how much the metric may
-    fall; max_nmse: energy of the outputs' error over their variance; with one of these, as much vanishes as it allows.
-    uniform: the same share in every layer. refit: fit what stays. keep: names of layers that stay as they are.
+    method: "magnitude", "wanda", "sparsegpt" or "obs" (see `pruning`), or "all", and the best of them.
+    structure: "unstructured", "ob4", "ob16", "ib4" or "2:4". sparsity: share of the products that is to vanish, over
+    all layers. max_drop: by how much the metric may fall; max_nmse: energy of the outputs' error over their variance;
+    with one of these, as much vanishes as it allows. uniform: the same share in every layer. refit: fit what stays.
+    keep: names of layers that stay as they are.
     Source: SparseGPT (arXiv 2301.00774), OBC (arXiv 2208.11580), Wanda (arXiv 2306.11695).
     """
 
@@ -79,26 +63,28 @@ class Prune(Pass):
         """Rewrite `graph`. Raises UsageError for unknown options, CalibrationError for too few or shared samples,
         GateError for a budget that no choice fits.
         """
-        if self.method not in METHODS:
-            raise UsageError(f"there is no method {self.method!r}", remedy=f"known: {', '.join(METHODS)}")
+        if self.method not in (ALL, *METHODS):
+            raise UsageError(f"there is no method {self.method!r}", remedy=f"known: {', '.join((*METHODS, ALL))}")
         if self.structure not in PATTERNS:
             raise UsageError(f"there is no structure {self.structure!r}", remedy=f"known: {', '.join(PATTERNS)}")
         if not 0 < self.sparsity < 1:
             raise UsageError(f"a share of {self.sparsity:g} can't vanish", remedy="give one between 0 and 1")
-        changes, nodes = Changes(), []
-        for node in graph.nodes(ops.Linear, ops.Conv):
-            reason = refusal(node)
-            if any(name in node.loc.sources for name in self.keep):
-                reason = "it was asked to stay as it is"
-            if reason:
-                changes.skipped.append((str(node.loc), reason))
-            else:
-                nodes.append(node)
+        changes = Changes()
+        nodes = eligible(graph, self.keep, changes)
         if nodes:
             report = _Run(self, graph, context, nodes).run()
             context.reports.append(report)
-            changes.rewrites[f"{self.structure}, {self.method}"] = sum(1 for row in report.layers if row.density < 1)
+            for row in report.layers:
+                if row.density < 1:
+                    changes.rewrites[f"{self.structure}, {report.method}"] += 1
+                else:
+                    changes.skipped.append((row.name, f"the budget needs all of it: {report.budget}"))
         return changes
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods to try, the simplest first."""
+        return tuple(METHODS) if self.method == ALL else (self.method,)
 
     @property
     def bars(self) -> Bars:
@@ -107,13 +93,23 @@ class Prune(Pass):
 
     @property
     def barred(self) -> bool:
-        """True if the error has a budget."""
+        """True if the error has a budget, which then says how much vanishes."""
         return self.bars != Bars()
 
     @property
     def budget(self) -> str:
         """The budget in words."""
         return str(self.bars) or f"{100 * self.sparsity:g} % of the products"
+
+
+@dataclass
+class _Way:
+    """What one method makes of the layers: choices, those that cost least first; the error of some; the one taken."""
+
+    method: str
+    choices: list[Choice]
+    measured: dict[int, Distance] = field(default_factory=dict)
+    taken: int = -1
 
 
 class _Run:
@@ -126,122 +122,120 @@ class _Run:
         fit = collect_grams(graph, context, nodes, self.sets.fit.feeds)
         rank = collect_grams(graph, context, nodes, self.sets.rank.feeds)
         self.layers = [Layer(n, matrices(n), f, r) for n, f, r in zip(nodes, fit, rank, strict=True)]
-        self.products = [layer.products for layer in self.layers]
         self.judge = Judge(graph, self.sets.rank, context)
 
     def run(self) -> PruneReport:
         """Choose, rewrite the graph, and say what was found."""
-        step, found = self.step, self._choices()
-        limit = 1 - step.sparsity
-        fits = [i for i, choice in enumerate(found) if step.barred or self._density(choice) <= limit + 1e-3]
+        ways = self._ways()
+        for way in ways:
+            self._take(way)
+        fits = [way for way in ways if way.taken >= 0]
         if not fits:
-            least = 100 * (1 - self._density(found[0]))
-            raise GateError(f"at most {least:.0f} % of the products can vanish", remedy="take less off, or keep fewer")
-        taken, measured = fits[-1], dict[int, Distance]()
-        sample = sorted({*spread(len(found), _POINTS), taken}) if len(found) > 1 else [taken]
-        for done, place in enumerate(sample, 1):
-            measured[place] = self.judge.distance(self._copy(found[place]))
-            self.context.progressed("measure choices", done, len(sample))
-        if step.barred:
-            taken = next((place for place in sample if step.bars.allows(measured[place])), -1)
-            if taken < 0:
-                raise GateError(f"no choice of weights fits: {step.budget}", remedy="allow more")
-        choice = found[taken]
+            raise GateError(f"no choice of weights fits: {self.step.budget}", remedy="allow more")
+        best = min(fits, key=lambda way: self._rank(way))
+        choice, distance = best.choices[best.taken], best.measured[best.taken]
         reported = Judge(self.graph, self.sets.report, self.context).distance(self._copy(choice))
-        points = tuple(Point(self._density(found[i]), measured[i], i == taken) for i in sample)
+        for layer, each in zip(self.layers, choice, strict=True):
+            if each.weights is not None and self.context.fuelled:
+                replace_pruned(self.graph, layer.node, each, BY)
+                self.context.burn()
         rows = tuple(_row(layer, each) for layer, each in zip(self.layers, choice, strict=True))
-        self._apply(choice)
-        shown = (step.method, step.structure, step.budget)
-        return PruneReport(rows, points, *shown, self._density(choice), measured[taken], reported)
+        curves = {way.method: self._curve(way, way is best) for way in ways}
+        shown = (best.method, self.step.structure, self.step.budget)
+        return PruneReport(rows, curves, *shown, self._density(choice), distance, reported)
 
-    def _choices(self) -> list[Choice]:
-        """The choices to take one of, those of the least products first."""
-        shares = (1 - self.step.sparsity,) if self.step.uniform and not self.step.barred else _GRID
+    def _ways(self) -> list[_Way]:
+        """The choices to take one of, by method."""
+        step = self.step
+        shares: tuple[float, ...] = (1 - step.sparsity,) if step.uniform and not step.barred else _GRID
         shares = (0.5, 1.0) if self.structure.fixed else shares
-        options = []
+        options: dict[str, list[dict[float, Pruned]]] = {method: [] for method in step.methods}
         for done, layer in enumerate(self.layers, 1):
-            options.append({share: self._pruned(layer, share) for share in {*shares, _TRIED}})
+            for method, found in options.items():
+                tried = sorted({*shares, _TRIED})
+                found.append(pruned(layer, self.structure, method, tried, refit=step.refit))
             self.context.progressed("prune layers", done, len(self.layers))
-        if self.step.uniform:
-            return [tuple(found[share] for found in options) for share in sorted(shares)]
-        table: list[list[Option[Pruned]]] = []
-        for number, (found, products) in enumerate(zip(options, self.products, strict=True)):
-            harm = self._harm(number, found[_TRIED])
-            table.append([(products * found[s].density, harm * found[s].noise, found[s]) for s in shares])
-        return tradeoffs(table)
+        if step.uniform:
+            return [
+                _Way(method, [tuple(found[share] for found in each) for share in sorted(shares)])
+                for method, each in options.items()
+            ]
+        harm = [self._harm(number, found[_TRIED]) for number, found in enumerate(options[step.methods[-1]])]
+        costs = self._costs(shares)
+        ways = []
+        for method, each in options.items():
+            table: list[list[Option[Pruned]]] = [
+                [(cost[s], weight * found[s].noise, found[s]) for s in shares]
+                for found, cost, weight in zip(each, costs, harm, strict=True)
+            ]
+            ways.append(_Way(method, tradeoffs(table)))
+        return ways
+
+    def _take(self, way: _Way) -> None:
+        """Measure some choices, and take the one that the budget asks for, if there is one."""
+        last = len(way.choices) - 1
+        if not self.step.barred:
+            most = 1 - self.step.sparsity + 1e-3
+            way.taken = max((i for i, choice in enumerate(way.choices) if self._density(choice) <= most), default=-1)
+        sample = sorted({*spread(len(way.choices), _POINTS), way.taken} - {-1})
+        for done, place in enumerate(sample, 1):
+            way.measured[place] = self.judge.distance(self._copy(way.choices[place]))
+            self.context.progressed(f"measure {way.method}", done, len(sample))
+        if self.step.barred and self.step.bars.allows(way.measured[last]):
+            allowed = [place for place in sample if self.step.bars.allows(way.measured[place])]
+            way.taken = allowed[0]
+            low = max((place for place in sample if place < way.taken), default=-1)
+            while way.taken - low > 1:
+                middle = (low + way.taken) // 2
+                way.measured[middle] = self.judge.distance(self._copy(way.choices[middle]))
+                low, way.taken = (low, middle) if self.step.bars.allows(way.measured[middle]) else (middle, way.taken)
+
+    def _rank(self, way: _Way) -> float:
+        """What the best way has least of: products where the error has a budget, and error otherwise."""
+        return self._density(way.choices[way.taken]) if self.step.barred else way.measured[way.taken].nmse
+
+    def _curve(self, way: _Way, best: bool) -> tuple[Point, ...]:
+        return tuple(
+            Point(self._density(way.choices[place]), distance, best and place == way.taken)
+            for place, distance in sorted(way.measured.items())
+        )
+
+    def _costs(self, shares: Sequence[float]) -> list[dict[float, float]]:
+        """What each layer costs with each share: seconds where they can be measured, otherwise products."""
+        clock, costs, timed = self.context.clock, list[dict[float, float]](), dict[object, dict[float, float]]()
+        static = all(isinstance(dim, int) for layer in self.layers for dim in layer.node.inputs[0].tensor.dims[1:])
+        for done, layer in enumerate(self.layers, 1):
+            if clock is None or not static:
+                costs.append({share: layer.products * share for share in shares})
+                continue
+            key = (layer.node.op, layer.node.inputs[0].tensor.dims[1:], layer.weights.shape)
+            if key not in timed:
+                graphs = [at_random(layer, self.structure, share, self.context.seed) for share in shares]
+                timed[key] = dict(zip(shares, clock(graphs), strict=True))
+            costs.append(timed[key])
+            self.context.progressed("time layers", done, len(self.layers))
+        return costs
 
     def _harm(self, number: int, option: Pruned) -> float:
         """Error of the outputs per noise of a layer: from that layer alone."""
-        distance = self.judge.distance(
-            self._copy(tuple(option if i == number else None for i in range(len(self.layers))))
-        )
+        alone = tuple(option if i == number else None for i in range(len(self.layers)))
+        distance = self.judge.distance(self._copy(alone))
         self.context.progressed("try layers", number + 1, len(self.layers))
         return distance.nmse / max(option.noise, 1e-12) if math.isfinite(distance.nmse) else 1e12
 
-    def _pruned(self, layer: Layer, share: float) -> Pruned:
-        if share == 1:
-            return Pruned(_laid_out(layer.node, layer.weights), 1.0, 0.0, 0.0)
-        masked, fitted = [], []
-        for w, covariance in zip(layer.weights, layer.fit.covariance, strict=True):
-            h = damped(covariance)
-            masked.append(METHODS[self.step.method](w, h, self.structure, share))
-            fitted.append(refitted(masked[-1], w, h) if self.step.refit else masked[-1])
-        energy = sum(float(np.sum(w * (c @ w))) for w, c in zip(layer.weights, layer.rank.covariance, strict=True))
-        noise, without = (
-            sum(error_of(f, w, c) for f, w, c in zip(found, layer.weights, layer.rank.covariance, strict=True))
-            for found in (fitted, masked)
-        )
-        best = fitted if noise <= without else masked
-        array = _laid_out(layer.node, np.stack(best))
-        layout = "conv" if isinstance(layer.node.op, ops.Conv) else "linear"
-        kept = density(array, pattern(self.step.structure, layout))
-        return Pruned(array, kept, min(noise, without) / max(energy, 1e-300), without / max(energy, 1e-300))
-
     def _density(self, choice: Choice) -> float:
         """The share of the products that stays."""
-        total = sum(count * found.density for count, found in zip(self.products, choice, strict=True))
-        return total / sum(self.products)
+        products = [layer.products for layer in self.layers]
+        return sum(n * found.density for n, found in zip(products, choice, strict=True)) / sum(products)
 
     def _copy(self, choice: Sequence[Pruned | None]) -> Graph:
+        """A copy of the graph with the choice made; None leaves a layer."""
         copy, twins = self.graph.clone()
         for layer, found in zip(self.layers, choice, strict=True):
             node = twins[layer.node.result].node
-            if found is not None and found.density < 1 and node is not None:
-                _replace(copy, layer, node, found, self.step.structure)
+            if found is not None and found.weights is not None and node is not None:
+                replace_pruned(copy, node, found, BY)
         return copy
-
-    def _apply(self, choice: Choice) -> None:
-        for layer, found in zip(self.layers, choice, strict=True):
-            if found.density < 1 and self.context.fuelled:
-                _replace(self.graph, layer, layer.node, found, self.step.structure)
-                self.context.burn()
-
-
-def _laid_out(node: Node, found: np.ndarray) -> np.ndarray:
-    """Matrices [G, K, N] in the layout of the node's weights."""
-    shape = tuple(int(dim) for dim in node.inputs[1].tensor.dims)
-    return found[0] if not isinstance(node.op, ops.Conv) else np.swapaxes(found, 1, 2).reshape(shape)
-
-
-def _replace(graph: Graph, layer: Layer, node: Node, found: Pruned, structure: str) -> None:
-    """Give `node` the weights, and its bias what is lost on average."""
-    op, data = node.op, constant(node.operands[2]) if len(node.operands) > 2 else None
-    layout = "conv" if isinstance(op, ops.Conv) else "linear"
-    flat = found.weights if layout == "linear" else found.weights.reshape(len(found.weights), -1)
-    before = layer.weights[0] if layout == "linear" else np.swapaxes(layer.weights, 1, 2).reshape(flat.shape)
-    if layout == "linear":
-        shift = layer.fit.mean[0] @ (before - flat)
-    else:
-        groups = np.repeat(layer.fit.mean, len(flat) // len(layer.fit.mean), axis=0)
-        shift = np.sum(groups * (before - flat), axis=1)
-    bias = shift if data is None else data.numpy().astype(np.float64) + shift
-    zeros = pattern(structure, layout, min(1.0, round(found.density + 5e-7, 6)))
-    weight = Data(found.weights.astype(np.float32), None, zeros)
-    result: Value = op(node.inputs[0], weight, bias.astype(np.float32))
-    graph.attach(result, node, node.loc.made_by(BY))
-    result.hint = node.result.hint
-    graph.replace(node.result, result)
-    graph.erase_dead([node])
 
 
 def _row(layer: Layer, found: Pruned) -> PrunedLayer:

@@ -7,7 +7,7 @@ the columns of a block share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from planish.passes.sparse.masks import Structure
 _BLOCK = 128  # rows that SparseGPT decides on at a time
 _DAMPING = 0.01  # of the mean variance
 _GREEDY = 1024  # rows up to which blocks are taken out one by one
+_COMPACTED = 32  # rows that are gone before they are left out
 
 
 def damped(covariance: np.ndarray) -> np.ndarray:
@@ -61,27 +62,44 @@ def block_obs(w: np.ndarray, h: np.ndarray, structure: Structure, density: float
     Columns that share their zeros share the inverse. Structures of several rows, 2:4, and layers of more than 1,024
     rows go by SparseGPT and the fit instead.
     """
+    return block_obs_path(w, h, structure, (density,))[0]
+
+
+def block_obs_path(w: np.ndarray, h: np.ndarray, structure: Structure, densities: Sequence[float]) -> list[np.ndarray]:
+    """What `block_obs` gives for several densities, met on one way."""
     if structure.fixed or structure.rows > 1 or len(w) > _GREEDY:
-        return refitted(sparse_gpt(w, h, structure, density), w, h)
-    inverse, result = np.linalg.inv(h), np.empty_like(w)
-    away = len(w) - max(1, round(density * len(w)))
-    for start in range(0, w.shape[1], structure.columns):
-        result[:, start : start + structure.columns] = _without(w[:, start : start + structure.columns], inverse, away)
+        return [refitted(sparse_gpt(w, h, structure, density), w, h) for density in densities]
+    inverse, width = np.linalg.inv(h), structure.columns
+    away = [len(w) - max(1, round(density * len(w))) for density in densities]
+    result = [np.empty_like(w) for _ in densities]
+    for start in range(0, w.shape[1], width):
+        found = _eliminated(w[:, start : start + width], inverse, set(away))
+        for made, count in zip(result, away, strict=True):
+            made[:, start : start + width] = found[count]
     return result
 
 
-def _without(v: np.ndarray, inverse: np.ndarray, away: int) -> np.ndarray:
-    """Columns [K, C] without `away` of their rows, the rest fitted."""
-    v, p = v.copy(), inverse.copy()
-    gone = np.zeros(len(v), np.bool_)
-    for _ in range(away):
-        harm = np.where(gone, np.inf, np.sum(v**2, axis=1) / np.maximum(np.diag(p), 1e-300))
+def _eliminated(w: np.ndarray, inverse: np.ndarray, counts: set[int]) -> dict[int, np.ndarray]:
+    """Columns [K, C] without so many of their rows, the rest fitted; by count.
+
+    Rows that are gone are left out of the arrays now and then: their part of the inverse is 0.
+    """
+    found: dict[int, np.ndarray] = {}
+    rows, v, p = np.arange(len(w)), w.copy(), inverse.copy()
+    alive = np.ones(len(w), np.bool_)
+    for gone in range(max(counts) + 1):
+        if gone in counts:
+            found[gone] = np.zeros_like(w)
+            found[gone][rows[alive]] = v[alive]
+        if len(rows) - np.count_nonzero(alive) >= _COMPACTED:
+            rows, v, p, alive = rows[alive], v[alive], p[np.ix_(alive, alive)], alive[alive]
+        harm = np.where(alive, np.sum(v**2, axis=1) / np.maximum(np.diag(p), 1e-300), np.inf)
         k = int(np.argmin(harm))
-        v -= np.outer(p[:, k] / p[k, k], v[k])
-        p -= np.outer(p[:, k] / p[k, k], p[k])
-        gone[k] = True
-        v[gone] = 0.0
-    return v
+        column = p[:, k] / p[k, k]
+        v -= np.outer(column, v[k])
+        p -= np.outer(column, p[k])
+        alive[k] = False
+    return found
 
 
 def refitted(found: np.ndarray, w: np.ndarray, h: np.ndarray) -> np.ndarray:

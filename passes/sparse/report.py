@@ -34,10 +34,14 @@ class Point:
 
 @dataclass(frozen=True)
 class PruneReport:
-    """The run of one `prune`. chosen, reported: errors on the sets to choose and to report on."""
+    """The run of one `prune`.
+
+    curves: what was measured, by method, the fewest products first; method: the one that was taken. density: share of
+    the products that stays. chosen, reported: errors on the sets to choose and to report on.
+    """
 
     layers: tuple[PrunedLayer, ...]
-    curve: tuple[Point, ...]
+    curves: dict[str, tuple[Point, ...]]
     method: str
     structure: str
     budget: str

@@ -8,14 +8,16 @@ from typing import Any
 
 from planish.passes.norms.unify_report import UnifyReport
 from planish.passes.shiftadd.report import ShiftAddReport
+from planish.passes.sparse.report import PruneReport
 from planish.passes.tokens.report import CompressReport, Point
-from planish.tools import codebook_screen, forms_screen, token_screen
+from planish.tools import codebook_screen, forms_screen, pruning_screen, token_screen
 from planish.tools.agreement import agreement
 from planish.tools.compiling import Outcome
 from planish.tools.forms import FormsReport
 from planish.tools.recovery.recover import Recovery
 from planish.tools.report.codebook_curve import bits_curve, layer_picture
 from planish.tools.report.curve import error_curve, training_curve
+from planish.tools.report.pruning_curve import density_picture, sparsity_curve
 from planish.tools.report.token_curve import block_picture, speed_curve
 from planish.tools.screen import mib, pass_rows, speed_line
 from planish.tools.token_screen import error_cells
@@ -38,6 +40,7 @@ def write_report(folder: Path, outcome: Outcome) -> None:
         unified=[_norms(report) for report in outcome.context.reports if isinstance(report, UnifyReport)],
         compressed=[_tokens(report) for report in outcome.context.reports if isinstance(report, CompressReport)],
         coded=[_codebooks(report) for report in outcome.context.reports if isinstance(report, ShiftAddReport)],
+        pruned=[_zeros(report) for report in outcome.context.reports if isinstance(report, PruneReport)],
         forms=[_forms(report) for report in outcome.context.reports if isinstance(report, FormsReport)],
         refused=[str(refused) for refused in token_screen.refusals(outcome.context.records)],
         ops=[(op, before[op], after[op]) for op in ops] + [("all", outcome.before.nodes, outcome.after.nodes)],
@@ -110,6 +113,30 @@ def _codebooks(report: ShiftAddReport) -> dict[str, Any]:
                 f"{layer.bits:.2f}",
                 f"{layer.digits:.2f}" if layer.codebook else "",
                 "" if layer.noise_db is None else f"{layer.noise_db:.1f}",
+            )
+            for layer in report.layers
+        ],
+    }
+
+
+def _zeros(report: PruneReport) -> dict[str, Any]:
+    return {
+        "summary": pruning_screen.summary(report),
+        "curve": sparsity_curve(report),
+        "points": [
+            (method, point.taken, pruning_screen.point_cells(point))
+            for method, points in report.curves.items()
+            for point in points
+        ],
+        "unseen": error_cells(report.reported),
+        "picture": density_picture(report),
+        "rows": [
+            (
+                layer.name,
+                f"{layer.elements:,}",
+                f"{100 * layer.density:.1f} %",
+                "" if layer.noise_db is None else f"{layer.noise_db:.1f}",
+                "" if layer.masked_db is None else f"{layer.masked_db:.1f}",
             )
             for layer in report.layers
         ],

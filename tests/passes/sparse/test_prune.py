@@ -1,0 +1,1 @@
+"""`prune` on graphs: what vanishes, what the zeros are shared out by, what is refused."""
