@@ -188,7 +188,7 @@ def optimize(
     prune_by: Annotated[
         str | None,
         typer.Option(
-            help="Recipe prune: magnitude, wanda, sparsegpt, obs (default, best and slowest), or all, and the best of them.",
+            help="Recipe prune: magnitude, wanda, sparsegpt, obs (default, the slowest), or all and its best.",
             rich_help_panel=_ZEROS,
             show_default=False,
         ),
