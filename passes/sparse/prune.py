@@ -131,7 +131,7 @@ class _Run:
             self._take(way)
         fits = [way for way in ways if way.taken >= 0]
         if not fits:
-            raise GateError(f"no choice of weights fits: {self.step.budget}", remedy="allow more")
+            raise GateError(f"no choice of weights fits: {self.step.budget}", remedy="allow more, or take less off")
         best = min(fits, key=lambda way: self._rank(way))
         choice, distance = best.choices[best.taken], best.measured[best.taken]
         reported = Judge(self.graph, self.sets.report, self.context).distance(self._copy(choice))
