@@ -18,7 +18,7 @@ from planish.passes.judging import Bars, Distance, Judge, three_sets
 from planish.passes.layers import Layer, eligible, matrices
 from planish.passes.rewrite import Changes
 from planish.passes.sparse.masks import Structure
-from planish.passes.sparse.pruned import Pruned, at_random, pruned, replace_pruned
+from planish.passes.sparse.pruned import Pruned, at_random, pruned, replace_pruned, unfit
 from planish.passes.sparse.pruning import METHODS
 from planish.passes.sparse.report import Point, PrunedLayer, PruneReport
 
@@ -70,7 +70,12 @@ class Prune(Pass):
         if not 0 < self.sparsity < 1:
             raise UsageError(f"a share of {self.sparsity:g} can't vanish", remedy="give one between 0 and 1")
         changes = Changes()
-        nodes = eligible(graph, self.keep, changes)
+        nodes = []
+        for node in eligible(graph, self.keep, changes):
+            if fault := unfit(node, Structure(self.structure)):
+                changes.skipped.append((str(node.loc), fault))
+            else:
+                nodes.append(node)
         if nodes:
             report = _Run(self, graph, context, nodes).run()
             context.reports.append(report)
@@ -175,7 +180,8 @@ class _Run:
         """Measure some choices, and take the one that the budget asks for, if there is one."""
         last = len(way.choices) - 1
         if not self.step.barred:
-            most = 1 - self.step.sparsity + 1e-3
+            rounding = 0.1 if self.step.uniform and not self.structure.fixed else 1e-3  # few blocks can't be shared out
+            most = 1 - self.step.sparsity + rounding
             way.taken = max((i for i, choice in enumerate(way.choices) if self._density(choice) <= most), default=-1)
         sample = sorted({*spread(len(way.choices), _POINTS), way.taken} - {-1})
         for done, place in enumerate(sample, 1):

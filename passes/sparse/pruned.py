@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,17 +40,45 @@ def pruned(
     """The layer with each share of its blocks. What stays is fitted, where that errs less on samples unseen."""
     masked: list[list[np.ndarray]] = [[] for _ in shares]
     fitted: list[list[np.ndarray]] = [[] for _ in shares]
+    order = _order(layer.node, structure)
+    back = np.argsort(order)
     for w, covariance in zip(layer.weights, layer.fit.covariance, strict=True):
-        h = damped(covariance)
+        w, h = w[order], damped(covariance)[np.ix_(order, order)]
         if method == "obs":
             found = block_obs_path(w, h, structure, shares)
         else:
             found = [METHODS[method](w, h, structure, share) for share in shares]
         for number, array in enumerate(found):
-            masked[number].append(array)
-            fitted[number].append(refitted(array, w, h) if refit else array)
+            masked[number].append(array[back])
+            fitted[number].append((refitted(array, w, h) if refit else array)[back])
     made = zip(shares, masked, fitted, strict=True)
     return {share: _whole(layer) if share == 1 else _better(layer, structure, mask, fit) for share, mask, fit in made}
+
+
+def unfit(node: Node, structure: Structure) -> str:
+    """Why a layer can't have zeros in a structure; "" if it can."""
+    op, shape = node.op, tuple(int(dim) for dim in node.inputs[1].tensor.dims)
+    if not isinstance(op, ops.Conv):
+        return ""
+    if _by_inputs(structure) and shape[1] % 4:
+        return f"its {shape[1]} input channels can't be cut into fours"
+    if op.group > 1 and shape[0] // op.group % structure.columns:
+        return f"its {shape[0] // op.group} outputs per group can't be cut into blocks of {structure.columns}"
+    return ""
+
+
+def _by_inputs(structure: Structure) -> bool:
+    """True if neighbouring inputs have their zeros together."""
+    return structure.fixed or structure.rows > 1
+
+
+def _order(node: Node, structure: Structure) -> np.ndarray:
+    """Rows of the matrix in the order in which neighbours are neighbouring inputs: in a convolution, channels."""
+    shape = tuple(int(dim) for dim in node.inputs[1].tensor.dims)
+    depth = math.prod(shape[1:]) if isinstance(node.op, ops.Conv) else shape[0]
+    if not (isinstance(node.op, ops.Conv) and _by_inputs(structure)):
+        return np.arange(depth)
+    return np.ascontiguousarray(np.arange(depth).reshape(shape[1], -1).T).reshape(-1)
 
 
 def _whole(layer: Layer) -> Pruned:
@@ -69,7 +98,8 @@ def _better(layer: Layer, structure: Structure, masked: list[np.ndarray], fitted
 def at_random(layer: Layer, structure: Structure, share: float, seed: int) -> Graph:
     """The layer alone with zeros anywhere, which take as long as chosen ones: a graph to be timed."""
     rng = np.random.default_rng(seed)
-    w = layer.weights * np.stack([structure.kept(rng.random(w.shape), share) for w in layer.weights])
+    back = np.argsort(_order(layer.node, structure))
+    w = layer.weights * np.stack([structure.kept(rng.random(w.shape), share)[back] for w in layer.weights])
     array, plain = layer.laid_out(w).astype(np.float32), pattern(structure.name, _layout(layer.node))
     op = layer.node.op
     assert isinstance(op, ops.Linear | ops.Conv)

@@ -110,6 +110,32 @@ def test_the_share_asked_for_vanishes_in_the_structure(structure, uniform):
     ]
 
 
+@pytest.mark.parametrize("structure", ["unstructured", "ob4", "ob16", "ib4", "2:4"])
+@pytest.mark.parametrize(("channels", "group", "filters"), [(8, 1, 8), (3, 1, 8), (16, 2, 8), (16, 2, 12)])
+def test_convolutions_have_their_zeros_along_channels(structure, channels, group, filters):
+    text = f"""
+    def main(x: f32[2, {channels}, 6, 6]):
+        w: f32[{filters}, {channels // group}, 3, 3] = Const('w')
+        r: f32[2, {filters}, 4, 4] = Conv(strides=(1, 1), pads=(0, 0, 0, 0), dilations=(1, 1), group={group})(x, w)
+        return r
+    """
+    w = np.random.default_rng(4).normal(size=(filters, channels // group, 3, 3)).astype(np.float32)
+    graph, samples = read(text, {"w": w}), feeds(2, channels, 6, 6)
+    whole = graph.clone()[0]
+    changes = Prune(structure=structure, sparsity=0.5, uniform=True).run(graph, Context(calibration=samples))
+    verify(graph)
+    (node,) = graph.nodes(ops.Conv)
+    found = constant(node.operands[1])
+    if (structure in ("ib4", "2:4") and channels // group % 4) or (filters // group % 4 and structure == "ob4"):
+        assert "can't be cut into" in changes.skipped[0][1]
+    elif found.type.sparsity is not None:
+        assert name_of(found.type.sparsity, "conv") == structure
+        assert 0.3 < np.mean(found.numpy() == 0) < 0.7
+        assert 0 < error(graph, whole, samples) < 0.7
+    else:
+        assert structure == "ob16"
+
+
 def test_zeros_go_where_they_harm_least():
     text = """
     def main(x: f32[8, 24]):
