@@ -37,7 +37,8 @@ class Prune(Pass):
 
     What vanishes is chosen, and made good by what stays, from second moments of calibration samples; biases take what
     is lost on average. How much of each layer stays follows from how much its noise harms the outputs, and from what
-    its zeros save: time on the target where `context.clock` can measure it, and products elsewhere.
+    its zeros save: products where a share of them is asked for; where the error has a budget and `context.clock` can
+    measure layers on the target, time.
 
     method: "magnitude", "wanda", "sparsegpt" or "obs" (see `pruning`), or "all", and the best of them.
     structure: "unstructured", "ob4", "ob16", "ib4" or "2:4". sparsity: share of the products that is to vanish, over
@@ -207,8 +208,9 @@ class _Run:
         )
 
     def _costs(self, shares: Sequence[float]) -> list[dict[float, float]]:
-        """What each layer costs with each share: seconds where they can be measured, otherwise products."""
-        clock, costs, timed = self.context.clock, list[dict[float, float]](), dict[object, dict[float, float]]()
+        """What each layer costs with each share: seconds or products."""
+        clock = self.context.clock if self.step.barred else None
+        costs, timed = list[dict[float, float]](), dict[object, dict[float, float]]()
         static = all(isinstance(dim, int) for layer in self.layers for dim in layer.node.inputs[0].tensor.dims[1:])
         for done, layer in enumerate(self.layers, 1):
             if clock is None or not static:
