@@ -50,6 +50,19 @@ def blocks(array: np.ndarray, length: int, axis: int) -> np.ndarray:
     return moved.reshape(*moved.shape[:-1], -1, length)
 
 
+def kept(array: np.ndarray, sparsity: Sparsity) -> np.ndarray:
+    """Which elements may have any value without one more block in the structure: bool, of the array's shape.
+
+    In structures of single elements these are the ones that aren't 0.
+    """
+    if sparsity.kind != "block":
+        return np.asarray(array != 0)
+    (length,), axis = sparsity.block, sparsity.axis
+    assert axis is not None
+    found = np.repeat(np.any(blocks(array, length, axis) != 0, axis=-1), length, axis=-1)
+    return np.moveaxis(found[..., : array.shape[axis]], -1, axis)
+
+
 def density(array: np.ndarray, sparsity: Sparsity) -> float:
     """The share of elements, or of blocks, that isn't 0; 0 of nothing."""
     if sparsity.kind != "block":

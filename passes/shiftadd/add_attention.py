@@ -9,19 +9,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from planish.ir.graph import Graph, Node, Value
-from planish.ir.op import constant
 from planish.ir.ops import Add, AddMatMul, Attention, Binarize, Linear, Mul, ReduceSum, Transpose
 from planish.passes.base import Context, Feeds, Pass
 from planish.passes.exactness import Exactness, approximate
 from planish.passes.judging import Bars, Distance, Judge, ThreeSets, tapped, three_sets
 from planish.passes.norms.converting import norms_of
 from planish.passes.rewrite import Changes, array_like
-from planish.passes.trained import take_weights
+from planish.passes.trained import take_weights, trainable, trained
 
 BY = "add-attention"
 _FITTED_FEEDS = 16  # the two factors of an attention need no more samples
-_HELD_OUT_EVERY = 4  # feeds of the set to choose on, that training doesn't see
-_HELD_OUT_FEEDS = 32  # at most: time is better spent on training
 
 
 @dataclass(frozen=True)
@@ -157,10 +154,6 @@ def _signs(x: np.ndarray) -> np.ndarray:
 
 def _trained(student: Graph, teacher: Graph, sets: ThreeSets, context: Context) -> object:
     """Train all linear layers of the student; the residual stream, where norms read it, and outputs are compared."""
-    assert context.recover is not None
-    trainable = [
-        node for node in student.nodes(Linear) if all(constant(operand) is not None for operand in node.inputs[1:])
-    ]
     changed = _after_signs(student)
     streams = zip(norms_of(student), norms_of(teacher), strict=True)
     pairs = list(
@@ -168,10 +161,7 @@ def _trained(student: Graph, teacher: Graph, sets: ThreeSets, context: Context) 
             mine.inputs[0]: (mine.inputs[0], other.inputs[0]) for mine, other in streams if mine.inputs[0] in changed
         }.values()
     )
-    rank = sets.rank.feeds
-    held_out = rank[::_HELD_OUT_EVERY][:_HELD_OUT_FEEDS]
-    training = [*sets.fit.feeds, *(feed for feed in rank if not any(feed is other for other in held_out))]
-    return context.recover(student, teacher, trainable, pairs, training, held_out)
+    return trained(student, teacher, trainable(student, Linear), pairs, sets, context)
 
 
 def _after_signs(graph: Graph) -> set[Value]:

@@ -8,7 +8,7 @@ from planish.ir.data import Data
 from planish.ir.graph import Graph
 from planish.ir.loc import Loc
 from planish.ir.op import Return
-from planish.ir.sparsity import PATTERNS, blocks, density, fault, name_of, pattern
+from planish.ir.sparsity import PATTERNS, blocks, density, fault, kept, name_of, pattern
 from planish.ir.text import constants_of, parse_graph, print_graph
 from planish.ir.types import Sparsity, TensorType
 from planish.ir.verify import findings, verify
@@ -40,6 +40,20 @@ def test_the_same_zeros_are_legal_for_one_structure_and_not_for_another():
     assert "4 of 4 neighbours along axis 0" in fault(w, pattern("2:4"))
     assert fault(w, pattern("unstructured")) == ""
     assert "100.00 % isn't 0" in fault(w, pattern("unstructured", density=0.9))
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize(("layout", "shape"), [("linear", (9, 6)), ("conv", (6, 9, 2, 1))])
+def test_other_values_where_something_is_kept_stay_in_the_structure(name, layout, shape):
+    rng = np.random.default_rng(3)
+    w = np.zeros(shape)
+    w[:, :2] = rng.integers(0, 2, (shape[0], 2, *shape[2:])) * rng.normal(size=(shape[0], 2, *shape[2:]))
+    plain = pattern(name, layout)
+    found = kept(w, plain)
+    assert found.shape == w.shape
+    assert np.all(found[w != 0])
+    assert density(found * 1.0, plain) == density(w, plain)
+    assert np.count_nonzero(found) > np.count_nonzero(w) or plain.kind != "block"
 
 
 def test_a_structure_that_fits_nothing_is_said_to():

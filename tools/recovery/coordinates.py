@@ -28,7 +28,7 @@ class Coordinates:
     """
 
     def __init__(self, module: TorchGraph, feeds: Sequence[Mapping[str, Tensor]]):
-        self._weights = list(module.weights)
+        self._weights, self._masks = list(module.weights), module.masks
         self.leaves = [weight.detach().clone() for weight in self._weights]
         self._layers = _layers(module)
         self._moments = _moments(module, [node for node, _, _ in self._layers], feeds)
@@ -44,25 +44,34 @@ class Coordinates:
     @torch.no_grad()
     def pull(self) -> None:
         """Give the leaves the gradients that they have through the weights."""
-        for leaf, weight in zip(self.leaves, self._weights, strict=True):
-            leaf.grad = torch.zeros_like(leaf) if weight.grad is None else weight.grad.clone()
-        for (_, w, b), (mean, _, inverse) in zip(self._layers, self._moments, strict=True):
-            gradient = self.leaves[w].grad
-            assert gradient is not None
-            if b is not None and (shift := self.leaves[b].grad) is not None:
-                gradient = gradient - torch.outer(mean, shift)
-            self.leaves[w].grad = inverse @ gradient
+        found = [torch.zeros_like(weight) if weight.grad is None else weight.grad.clone() for weight in self._weights]
+        for (_, w, b), (mean, _, _) in zip(self._layers, self._moments, strict=True):
+            if b is not None:
+                found[w] -= torch.outer(mean, found[b])
+        self._hold_zeros(found)
+        for (_, w, _), (_, _, inverse) in zip(self._layers, self._moments, strict=True):
+            found[w] = inverse @ found[w]
+        for leaf, gradient in zip(self.leaves, found, strict=True):
+            leaf.grad = gradient
 
     @torch.no_grad()
     def push(self) -> None:
         """Give the weights the values that the leaves stand for."""
         values = list(self.leaves)
-        for (_, w, b), (mean, _, inverse) in zip(self._layers, self._moments, strict=True):
+        for (_, w, _), (_, _, inverse) in zip(self._layers, self._moments, strict=True):
             values[w] = inverse @ self.leaves[w]
+        self._hold_zeros(values)
+        for (_, w, b), (mean, _, _) in zip(self._layers, self._moments, strict=True):
             if b is not None:
                 values[b] = self.leaves[b] - mean @ values[w]
         for weight, value in zip(self._weights, values, strict=True):
             weight.copy_(value)
+
+    def _hold_zeros(self, tensors: list[Tensor]) -> None:
+        """Set what stands for zeros of a structure to 0."""
+        for number, mask in enumerate(self._masks):
+            if mask is not None:
+                tensors[number] = tensors[number].where(mask, 0.0)
 
 
 def _layers(module: TorchGraph) -> list[tuple[Node, int, int | None]]:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from planish.backends.ort.evaluate import evaluate_opaque
+from planish.ir.data import Data
 from planish.ir.errors import CalibrationError, UnsupportedOp, UsageError
 from planish.ir.graph import Graph, Node, Value
 from planish.ir.op import Const, constant
 from planish.ir.ops import Conv, Linear
 from planish.ir.ops.opaque import Opaque
+from planish.ir.sparsity import kept
 from planish.ir.types import TensorType
 from planish.tools.recovery.torch_ops import TORCH_OPS, TorchOp
 
@@ -26,7 +28,8 @@ class TorchGraph(nn.Module):
 
     trainable: Linear and Conv nodes whose constant weight and bias become parameters; a bias that is absent stays so.
     A constant that several of them share is one parameter; other readers of it keep the original.
-    places: for each of `weights`, the operands (node, index) that it stands for.
+    places: for each of `weights`, the operands (node, index) that it stands for. masks: for each, True where it may
+    have any value and False where its type has zeros in a structure; None where there is no structure.
     The graph must not change while the module is in use.
     Raises UsageError if a trainable node is of another op, of another graph, or has a computed weight; UnsupportedOp
     if a gradient would have to pass an op that isn't differentiable here.
@@ -37,6 +40,7 @@ class TorchGraph(nn.Module):
         self.graph = graph
         self.weights = nn.ParameterList()
         self.places: list[list[tuple[Node, int]]] = []
+        self.masks: list[Tensor | None] = []
         self._parameter_at: dict[tuple[Node, int], int] = {}
         self._constant_of: dict[Value, str | np.ndarray] = {}
         self._train(trainable)
@@ -92,6 +96,7 @@ class TorchGraph(nn.Module):
                     known[value] = len(self.weights)
                     self.weights.append(nn.Parameter(_float(data.numpy())))
                     self.places.append([])
+                    self.masks.append(_mask(data))
                 self.places[known[value]].append((node, index))
                 self._parameter_at[node, index] = known[value]
 
@@ -181,6 +186,10 @@ def _as_tensor(operand: Any) -> Any:
 
 def _float(array: Any) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float32))
+
+
+def _mask(data: Data) -> Tensor | None:
+    return None if data.type.sparsity is None else torch.from_numpy(kept(data.numpy(), data.type.sparsity))
 
 
 def _is_real(value: Value) -> bool:

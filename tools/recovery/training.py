@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from planish.ir.data import Data
 from planish.ir.errors import CalibrationError, UsageError
 from planish.ir.graph import Graph, Node, Value
 from planish.ir.op import as_value
@@ -210,14 +211,15 @@ def _mixture(feed: Feed, names: Sequence[str], rng: np.random.Generator) -> Feed
 
 
 def _write(graph: Graph, module: TorchGraph) -> None:
-    """Replace the operands that were trained by constants of the same dtype and name."""
+    """Replace the operands that were trained by constants of the same dtype, structure of zeros and name."""
     order = {node: i for i, node in enumerate(graph)}
     for weight, places in zip(module.weights, module.places, strict=True):
         reader, index = min(places, key=lambda place: order[place[0]])
         old = reader.operands[index]
         assert old is not None
         assert old.node is not None
-        new = as_value(weight.detach().numpy().astype(old.tensor.dtype.storage))
+        array = weight.detach().numpy().astype(old.tensor.dtype.storage)
+        new = as_value(Data(array, sparsity=old.tensor.sparsity))
         assert new is not None
         new.hint = old.hint
         graph.attach(new, reader, old.node.loc)
