@@ -15,7 +15,7 @@ from planish.passes.tokens import CompressTokens
 CHANGING = (UnifyNorms, AddAttention, CompressTokens, Prune, ShiftAdd)
 """Passes that keep within bars themselves; those that quantize are controlled from outside."""
 
-TRAINING = (UnifyNorms, AddAttention)
+TRAINING = (UnifyNorms, AddAttention, Prune)
 """Passes that train what they have changed."""
 
 
@@ -40,7 +40,8 @@ def with_bars(
     """
     if recover is not None and not has(pipeline, *TRAINING):
         raise UsageError(
-            "--recover is for replaced norms and attention", remedy="add --recipe unify or --recipe add-attention"
+            "--recover is for replaced norms and attention, and for pruned weights",
+            remedy="add --recipe unify, add-attention or prune",
         )
     changing = [kind for kind in CHANGING if has(pipeline, kind)]
     if not changing:

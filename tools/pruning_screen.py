@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from planish.passes.sparse.report import Point, PruneReport
+from planish.tools.recovery.recover import Recovery
 from planish.tools.token_screen import error_cells
 
 
@@ -16,8 +17,16 @@ def summary(report: PruneReport) -> str:
     sparse = sum(1 for layer in report.layers if layer.density < 1)
     return (
         f"{sparse} of {len(report.layers)} layers with zeros ({report.structure}, {report.method}),"
-        f" {100 * (1 - report.density):.1f} % of their products gone ({report.budget})"
+        f" {100 * (1 - report.density):.1f} % of their products gone ({report.budget}){trained(report)}"
     )
+
+
+def trained(report: PruneReport) -> str:
+    """What training did, as the end of a sentence; "" without."""
+    found = report.recovery
+    if not isinstance(found, Recovery):
+        return ""
+    return f", trained for {found.steps} steps: error {100 * found.before:.2g} % -> {100 * found.after:.2g} %"
 
 
 def tables(report: PruneReport) -> Iterator[RenderableType]:

@@ -20,7 +20,9 @@ from planish.passes.rewrite import Changes
 from planish.passes.sparse.masks import Structure
 from planish.passes.sparse.pruned import Pruned, at_random, pruned, replace_pruned, unfit
 from planish.passes.sparse.pruning import METHODS
+from planish.passes.sparse.recovering import recovered
 from planish.passes.sparse.report import Point, PrunedLayer, PruneReport
+from planish.passes.trained import take_weights
 
 BY = "prune"
 ALL = "all"
@@ -33,7 +35,7 @@ Choice = tuple[Pruned, ...]
 
 @dataclass(frozen=True)
 class Prune(Pass):
-    """Weights of linear layers and convolutions set to zero in a structure, without training.
+    """Weights of linear layers and convolutions set to zero in a structure, which needs no training.
 
     What vanishes is chosen, and made good by what stays, from second moments of calibration samples; biases take what
     is lost on average. How much of each layer stays follows from how much its noise harms the outputs, and from what
@@ -44,7 +46,8 @@ class Prune(Pass):
     structure: "unstructured", "ob4", "ob16", "ib4" or "2:4". sparsity: share of the products that is to vanish, over
     all layers. max_drop: by how much the metric may fall; max_nmse: energy of the outputs' error over their variance;
     with one of these, as much vanishes as it allows. uniform: the same share in every layer. refit: fit what stays.
-    keep: names of layers that stay as they are.
+    keep: names of layers that stay as they are. With `context.recover`, `sparsity` vanishes, what stays is trained with
+    the zeros held, and has to be within the error's budget then.
     Source: SparseGPT (arXiv 2301.00774), OBC (arXiv 2208.11580), Wanda (arXiv 2306.11695).
     """
 
@@ -97,16 +100,6 @@ class Prune(Pass):
         """What the error has to stay within."""
         return Bars(self.max_drop, self.max_nmse)
 
-    @property
-    def barred(self) -> bool:
-        """True if the error has a budget, which then says how much vanishes."""
-        return self.bars != Bars()
-
-    @property
-    def budget(self) -> str:
-        """The budget in words."""
-        return str(self.bars) or f"{100 * self.sparsity:g} % of the products"
-
 
 @dataclass
 class _Way:
@@ -129,6 +122,8 @@ class _Run:
         rank = collect_grams(graph, context, nodes, self.sets.rank.feeds)
         self.layers = [Layer(n, matrices(n), f, r) for n, f, r in zip(nodes, fit, rank, strict=True)]
         self.judge = Judge(graph, self.sets.rank, context)
+        self.barred = step.bars != Bars() and context.recover is None  # bars then say how much vanishes
+        self.budget = str(step.bars) if self.barred else f"{100 * step.sparsity:g} % of the products"
 
     def run(self) -> PruneReport:
         """Choose, rewrite the graph, and say what was found."""
@@ -137,23 +132,32 @@ class _Run:
             self._take(way)
         fits = [way for way in ways if way.taken >= 0]
         if not fits:
-            raise GateError(f"no choice of weights fits: {self.step.budget}", remedy="allow more, or take less off")
+            raise GateError(f"no choice of weights fits: {self.budget}", remedy="allow more, or take less off")
         best = min(fits, key=lambda way: self._rank(way))
         choice, distance = best.choices[best.taken], best.measured[best.taken]
-        reported = Judge(self.graph, self.sets.report, self.context).distance(self._copy(choice))
+        student = self._copy(choice)
+        recovery = recovered(student, self.graph, self.sets, self.context)
+        reported = Judge(self.graph, self.sets.report, self.context).distance(student)
+        if recovery is not None and not self.step.bars.allows(reported, doubts=2):
+            raise GateError(
+                f"after training the error isn't within the budget: {self.step.bars}",
+                remedy="take less off, train for longer, or give more samples with --calib",
+            )
         for layer, each in zip(self.layers, choice, strict=True):
             if each.weights is not None and self.context.fuelled:
                 replace_pruned(self.graph, layer.node, each, BY)
                 self.context.burn()
+        if recovery is not None and self.context.fuelled:
+            take_weights(self.graph, student)
         rows = tuple(_row(layer, each) for layer, each in zip(self.layers, choice, strict=True))
         curves = {way.method: self._curve(way, way is best) for way in ways}
-        shown = (best.method, self.step.structure, self.step.budget)
-        return PruneReport(rows, curves, *shown, self._density(choice), distance, reported)
+        shown = (best.method, self.step.structure, self.budget)
+        return PruneReport(rows, curves, *shown, self._density(choice), distance, reported, recovery)
 
     def _ways(self) -> list[_Way]:
         """The choices to take one of, by method."""
         step = self.step
-        shares: tuple[float, ...] = (1 - step.sparsity,) if step.uniform and not step.barred else _GRID
+        shares: tuple[float, ...] = (1 - step.sparsity,) if step.uniform and not self.barred else _GRID
         shares = (0.5, 1.0) if self.structure.fixed else shares
         options: dict[str, list[dict[float, Pruned]]] = {method: [] for method in step.methods}
         for done, layer in enumerate(self.layers, 1):
@@ -180,7 +184,7 @@ class _Run:
     def _take(self, way: _Way) -> None:
         """Measure some choices, and take the one that the budget asks for, if there is one."""
         last = len(way.choices) - 1
-        if not self.step.barred:
+        if not self.barred:
             rounding = 0.1 if self.step.uniform and not self.structure.fixed else 1e-3  # few blocks can't be shared out
             most = 1 - self.step.sparsity + rounding
             way.taken = max((i for i, choice in enumerate(way.choices) if self._density(choice) <= most), default=-1)
@@ -188,7 +192,7 @@ class _Run:
         for done, place in enumerate(sample, 1):
             way.measured[place] = self.judge.distance(self._copy(way.choices[place]))
             self.context.progressed(f"measure {way.method}", done, len(sample))
-        if self.step.barred and self.step.bars.allows(way.measured[last]):
+        if self.barred and self.step.bars.allows(way.measured[last]):
             allowed = [place for place in sample if self.step.bars.allows(way.measured[place])]
             way.taken = allowed[0]
             low = max((place for place in sample if place < way.taken), default=-1)
@@ -199,7 +203,7 @@ class _Run:
 
     def _rank(self, way: _Way) -> float:
         """What the best way has least of: products where the error has a budget, and error otherwise."""
-        return self._density(way.choices[way.taken]) if self.step.barred else way.measured[way.taken].nmse
+        return self._density(way.choices[way.taken]) if self.barred else way.measured[way.taken].nmse
 
     def _curve(self, way: _Way, best: bool) -> tuple[Point, ...]:
         return tuple(
@@ -209,7 +213,7 @@ class _Run:
 
     def _costs(self, shares: Sequence[float]) -> list[dict[float, float]]:
         """What each layer costs with each share: seconds or products."""
-        clock = self.context.clock if self.step.barred else None
+        clock = self.context.clock if self.barred else None
         costs, timed = list[dict[float, float]](), dict[object, dict[float, float]]()
         static = all(isinstance(dim, int) for layer in self.layers for dim in layer.node.inputs[0].tensor.dims[1:])
         for done, layer in enumerate(self.layers, 1):

@@ -37,7 +37,8 @@ class PruneReport:
     """The run of one `prune`.
 
     curves: what was measured, by method, the fewest products first; method: the one that was taken. density: share of
-    the products that stays. chosen, reported: errors on the sets to choose and to report on.
+    the products that stays. chosen, reported: errors on the sets to choose (before training) and to report on.
+    recovery: what training found, None without.
     """
 
     layers: tuple[PrunedLayer, ...]
@@ -48,6 +49,7 @@ class PruneReport:
     density: float
     chosen: Distance
     reported: Distance
+    recovery: object = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for the manifest."""

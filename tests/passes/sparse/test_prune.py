@@ -15,6 +15,7 @@ from planish.ir.graph import Graph
 from planish.ir.interpret import interpret
 from planish.ir.op import constant
 from planish.ir.sparsity import density, fault, name_of, pattern
+from planish.ir.text import print_graph
 from planish.ir.verify import verify
 from planish.passes.base import Context, Pipeline
 from planish.passes.rewrite import Fuel
@@ -223,3 +224,39 @@ def test_what_cannot_be_is_refused(options, message):
     with pytest.raises((UsageError, GateError)) as caught:
         run(network(), feeds(8, 24), **options)
     assert message in str(caught.value) + caught.value.remedy
+
+
+def trained_by(factor: float):
+    """Training that makes the bias of the last layer so many times as large, and nothing else."""
+
+    def recover(student, teacher, trainable, pairs, training, held_out):
+        node = trainable[-1]
+        bias = constant(node.operands[2])
+        made = student.add(ops.Const(Data(factor * bias.numpy())), loc=node.loc, before=node).result
+        student.set_operand(node, 2, made)
+        return f"{len(trainable)} layers"
+
+    return recover
+
+
+def test_what_training_found_is_taken_over_and_zeros_stay():
+    graph, samples = network(), feeds(8, 24)
+    twin = graph.clone()[0]
+    run(twin, samples, sparsity=0.5)
+    context = Context(calibration=samples, recover=trained_by(2.0))
+    Pipeline(Prune(sparsity=0.5)).run(graph, context)
+    verify(graph)
+    assert context.reports[0].recovery == "2 layers"
+    for mine, other in zip(graph.nodes(ops.Linear), twin.nodes(ops.Linear), strict=True):
+        assert mine.inputs[1].type == other.inputs[1].type
+        np.testing.assert_array_equal(constant(mine.operands[1]).numpy(), constant(other.operands[1]).numpy())
+    last = [constant(g.nodes(ops.Linear)[-1].operands[2]).numpy() for g in (graph, twin)]
+    np.testing.assert_allclose(last[0], 2 * last[1], rtol=1e-6)
+
+
+def test_a_budget_is_held_after_training():
+    graph, samples = network(), feeds(8, 24)
+    text = print_graph(graph)
+    with pytest.raises(GateError, match="after training"):
+        Prune(sparsity=0.5, max_nmse=0.3).run(graph, Context(calibration=samples, recover=trained_by(100.0)))
+    assert print_graph(graph) == text
