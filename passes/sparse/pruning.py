@@ -16,6 +16,8 @@ from planish.passes.sparse.masks import Structure
 _BLOCK = 128  # rows that SparseGPT decides on at a time
 _DAMPING = 0.01  # of the mean variance
 _GREEDY = 1024  # rows up to which blocks are taken out one by one
+_AT_ONCE = 64  # of the rows that are left, one at a time goes
+_SHARED = 0.1  # squared correlation from which on two rows stand for each other
 
 
 def damped(covariance: np.ndarray) -> np.ndarray:
@@ -40,11 +42,15 @@ def wanda(w: np.ndarray, h: np.ndarray, structure: Structure, density: float) ->
 
 
 def sparse_gpt(w: np.ndarray, h: np.ndarray, structure: Structure, density: float) -> np.ndarray:
-    """Row by row; rows still to come make good what vanishes. Each block of rows chooses when it is reached."""
+    """Row by row; rows still to come make good what vanishes. Each block of rows chooses when it is reached.
+
+    In 2:4 that is each four, as they then are.
+    """
     u = np.linalg.cholesky(np.linalg.inv(h)).T
     rest, result = w.copy(), np.zeros_like(w)
-    for start in range(0, len(w), _BLOCK):
-        stop = min(start + _BLOCK, len(w))
+    block = 4 if structure.fixed else _BLOCK
+    for start in range(0, len(w), block):
+        stop = min(start + block, len(w))
         kept = structure.kept(rest[start:stop] ** 2 / np.diag(u)[start:stop, None] ** 2, density)
         errors = np.empty((stop - start, w.shape[1]))
         for k in range(start, stop):
@@ -58,30 +64,74 @@ def sparse_gpt(w: np.ndarray, h: np.ndarray, structure: Structure, density: floa
 def block_obs(w: np.ndarray, h: np.ndarray, structure: Structure, density: float) -> np.ndarray:
     """The block that harms least vanishes, the others make it good, and so on: exact, and slow where K is large.
 
-    Columns that share their zeros share the inverse. Structures of several rows, 2:4, and layers of more than 1,024
-    rows go by SparseGPT and the fit instead.
+    Columns that share their zeros share the inverse. Layers of more than 1,024 rows take the better one of Wanda's and
+    SparseGPT's zeros, and the fit, instead.
     """
-    if structure.fixed or structure.rows > 1 or len(w) > _GREEDY:
-        return refitted(sparse_gpt(w, h, structure, density), w, h)
-    inverse, result = np.linalg.inv(h), np.empty_like(w)
-    away = len(w) - max(1, round(density * len(w)))
+    if len(w) > _GREEDY:
+        found = [refitted(method(w, h, structure, density), w, h) for method in (wanda, sparse_gpt)]
+        return min(found, key=lambda one: error_of(one, w, h))
+    missing = -len(w) % structure.rows
+    v = np.pad(w, ((0, missing), (0, 0)))
+    inverse = np.eye(len(v))
+    inverse[: len(w), : len(w)] = np.linalg.inv(h)
+    count = len(v) // structure.rows
+    away = count - max(1, round(density * count))
+    result = np.empty_like(w)
     for start in range(0, w.shape[1], structure.columns):
-        result[:, start : start + structure.columns] = _without(w[:, start : start + structure.columns], inverse, away)
+        columns = slice(start, start + structure.columns)
+        if structure.fixed:
+            result[:, columns] = _without(v[:, columns], inverse, len(w), 1, most=2)
+        else:
+            result[:, columns] = _without(v[:, columns], inverse, away, structure.rows)[: len(w)]
     return result
 
 
-def _without(v: np.ndarray, inverse: np.ndarray, away: int) -> np.ndarray:
-    """Columns [K, C] without `away` of their rows, the rest fitted."""
-    v, p = v.copy(), inverse.copy()
-    gone = np.zeros(len(v), np.bool_)
-    for _ in range(away):
-        harm = np.where(gone, np.inf, np.sum(v**2, axis=1) / np.maximum(np.diag(p), 1e-300))
-        k = int(np.argmin(harm))
-        v -= np.outer(p[:, k] / p[k, k], v[k])
-        p -= np.outer(p[:, k] / p[k, k], p[k])
-        gone[k] = True
-        v[gone] = 0.0
-    return v
+def _without(v: np.ndarray, inverse: np.ndarray, away: int, rows: int, most: int = 4) -> np.ndarray:
+    """Columns [K, C] without `away` blocks of so many rows, the rest fitted; or until each four has lost `most`.
+
+    Where many rows are left, some vanish in one step: those of the least harm that hardly stand for each other.
+    """
+    alive, v, p, result = np.arange(len(v)), v.copy(), inverse.copy(), np.zeros_like(v)
+    lost = np.zeros(-(-len(v) // 4), np.int64)
+    lost[-1] += -len(v) % 4  # rows that a last, shorter four doesn't have
+    while away > 0:
+        harm = _harm(v, p, rows)
+        if most < 4:
+            harm[lost[alive // 4] >= most] = np.inf
+        at_once = min(away, len(v) // _AT_ONCE if rows == 1 else 1)
+        blocks = [int(np.argmin(harm))] if at_once < 2 else _least(harm, p, at_once, alive // 4 if most < 4 else alive)
+        if np.isinf(harm[blocks[0]]):
+            break
+        gone = np.concatenate([np.arange(k * rows, k * rows + rows) for k in blocks])
+        step = p[gone] / p[gone, gone] if len(gone) == 1 else np.linalg.solve(p[np.ix_(gone, gone)], p[gone])
+        v -= step.T @ v[gone]
+        p -= step.T @ p[gone]
+        lost[alive[gone] // 4] += 1
+        away -= len(blocks)
+        for k in sorted(blocks, reverse=True):  # the last block moves to where one vanished
+            here, last = slice(k * rows, k * rows + rows), slice(len(v) - rows, len(v))
+            v[here], alive[here], p[here], p[:, here] = v[last], alive[last], p[last], p[:, last]
+            v, alive, p = v[: last.start], alive[: last.start], p[: last.start, : last.start]
+    result[alive] = v
+    return result
+
+
+def _harm(v: np.ndarray, p: np.ndarray, rows: int) -> np.ndarray:
+    """By how much the error grows without each block of rows, if the others make it good."""
+    if rows == 1:
+        return np.asarray(np.sum(v * v, axis=1) / np.diag(p))
+    count = len(v) // rows
+    squares = p.reshape(count, rows, count, rows)[np.arange(count), :, np.arange(count)]
+    parts = v.reshape(count, rows, -1)
+    return np.asarray(np.sum(parts * np.linalg.solve(squares, parts), axis=(1, 2)))
+
+
+def _least(harm: np.ndarray, p: np.ndarray, count: int, family: np.ndarray) -> list[int]:
+    """Up to `count` rows of the least harm, without those that share much, or their family, with one before them."""
+    order = np.argsort(harm, kind="stable")[:count]
+    shared = p[np.ix_(order, order)] ** 2 / np.outer(np.diag(p)[order], np.diag(p)[order])
+    shared[np.equal.outer(family[order], family[order]) | np.isinf(harm[order])] = 1.0
+    return [int(order[0]), *(int(k) for k in order[1:][np.max(np.tril(shared, -1), axis=1)[1:] < _SHARED])]
 
 
 def refitted(found: np.ndarray, w: np.ndarray, h: np.ndarray) -> np.ndarray:
