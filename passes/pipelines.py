@@ -20,6 +20,7 @@ from planish.passes.norms import FoldNorms, UnifyNorms
 from planish.passes.raising import OPTIONAL, RAISING
 from planish.passes.raising.projections import MergeProjections
 from planish.passes.shiftadd import AddAttention, DecodeWeights, MixExperts, ShiftAdd
+from planish.passes.sparse.armor_prune import ArmorPrune
 from planish.passes.tokens import CompressTokens
 
 cleanup = Pipeline(*(kind() for kind in CLEANUP))
@@ -83,6 +84,7 @@ PASSES: tuple[type[Pass], ...] = (
     MixExperts,
     ShiftAdd,
     DecodeWeights,
+    ArmorPrune,
     HoistSlices,
     SplitProjections,
     Integerize,
