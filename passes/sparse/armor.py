@@ -23,7 +23,7 @@ _RIDGE = 1e-9  # of the mean diagonal, in each system of equations; the step get
 _SWEEPS = 30  # over all factors
 _ENOUGH = 3e-3  # share of the error that a sweep has to take off for another one
 _CHOSEN_ANEW = 5  # sweeps after which zeros are chosen anew, where that isn't done row by row
-_PAIRS = tuple(combinations(range(4), 2))
+_PAIRS = np.array(list(combinations(range(4), 2)))
 
 
 @dataclass(frozen=True)
@@ -144,22 +144,16 @@ class _Fit:
 
 def _pairs(now: np.ndarray, ideal: np.ndarray, g: np.ndarray) -> np.ndarray:
     """Columns [J, K] in 2:4, four rows after four: of the six pairs, the one that errs least, at its best values."""
-    now = now.copy()
+    now, count = now.copy(), np.arange(len(now))[:, None]
     slope = (ideal - now) @ g
     for first in range(0, g.shape[0] - g.shape[0] % 4, 4):
         rows = slice(first, first + 4)
-        old = now[:, rows].copy()
-        target = slope[:, rows] + old @ g[rows, rows]
-        gains, options = [], []
-        for pair in _PAIRS:
-            places = [first + place for place in pair]
-            chosen = target[:, list(pair)]
-            values = np.linalg.solve(g[np.ix_(places, places)], chosen.T).T
-            gains.append(np.sum(values * chosen, axis=1))
-            option = np.zeros_like(old)
-            option[:, list(pair)] = values
-            options.append(option)
-        now[:, rows] = np.stack(options)[np.argmax(gains, axis=0), np.arange(len(now))]
+        block, old = g[rows, rows], now[:, rows].copy()
+        chosen = (slope[:, rows] + old @ block)[:, _PAIRS]  # [J, 6, 2]
+        values = np.einsum("jpa,pab->jpb", chosen, np.linalg.inv(block[_PAIRS[:, :, None], _PAIRS[:, None, :]]))
+        best = np.argmax(np.sum(values * chosen, axis=2), axis=1)
+        now[:, rows] = 0.0
+        now[count, first + _PAIRS[best]] = values[count[:, 0], best]
         slope -= (now[:, rows] - old) @ g[rows]
     return now
 

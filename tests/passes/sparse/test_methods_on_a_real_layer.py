@@ -19,13 +19,13 @@ from planish.passes.sparse.masks import Structure
 from planish.passes.sparse.pruning import METHODS, block_obs, damped, error_of, refitted
 
 ZOO = Path(planish.__file__).parent.parent / "tools" / "zoo" / "fashion_vit"
-LAYERS = ("node_linear_2", "node_linear_7")  # of an MLP, 96 x 384 and 384 x 96
+LAYERS = ("node_linear_2", "node_linear_7")  # of MLPs, with 96 and with 384 inputs
 CASES = (("ob4", 0.5), ("ob4", 0.2), ("ob16", 0.5), ("ib4", 0.5), ("2:4", 0.5), ("unstructured", 0.2))
 
 
 @cache
 def layers() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Weights, damped covariance of what they read on 64 images, and covariance on 64 others."""
+    """Weights of 48 outputs, damped covariance of what they read on 64 images, and covariance on 64 others."""
     graph = planish.optimize(ZOO / "model.onnx", "default")
     nodes = [node for node in graph.nodes(Linear) if node.label in LAYERS]
     images = np.load(ZOO / "calibration.npz")["images"]
@@ -36,7 +36,7 @@ def layers() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for start in (0, 64)
     )
     return {
-        node.label: (matrices(node)[0], damped(mine.covariance[0]), unseen.covariance[0])
+        node.label: (matrices(node)[0][:, :48], damped(mine.covariance[0]), unseen.covariance[0])
         for node, mine, unseen in zip(nodes, fit, other, strict=True)
     }
 
