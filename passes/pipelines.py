@@ -21,6 +21,7 @@ from planish.passes.raising import OPTIONAL, RAISING
 from planish.passes.raising.projections import MergeProjections
 from planish.passes.shiftadd import AddAttention, DecodeWeights, MixExperts, ShiftAdd
 from planish.passes.sparse import DetectSparsity, Prune
+from planish.passes.sparse.armor_prune import ArmorPrune
 from planish.passes.tokens import CompressTokens
 
 cleanup = Pipeline(*(kind() for kind in CLEANUP))
@@ -90,6 +91,7 @@ PASSES: tuple[type[Pass], ...] = (
     DecodeWeights,
     Prune,
     DetectSparsity,
+    ArmorPrune,
     HoistSlices,
     SplitProjections,
     Integerize,

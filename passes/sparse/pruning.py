@@ -16,7 +16,8 @@ from planish.passes.sparse.masks import Structure
 _BLOCK = 128  # rows that SparseGPT decides on at a time
 _DAMPING = 0.01  # of the mean variance
 _GREEDY = 1024  # rows up to which blocks are taken out one by one
-_COMPACTED = 32  # rows that are gone before they are left out
+_AT_ONCE = 64  # of the rows that are left, one at a time goes
+_SHARED = 0.1  # squared correlation from which on two rows stand for each other
 
 
 def damped(covariance: np.ndarray) -> np.ndarray:
@@ -41,11 +42,15 @@ def wanda(w: np.ndarray, h: np.ndarray, structure: Structure, density: float) ->
 
 
 def sparse_gpt(w: np.ndarray, h: np.ndarray, structure: Structure, density: float) -> np.ndarray:
-    """Row by row; rows still to come make good what vanishes. Each block of rows chooses when it is reached."""
+    """Row by row; rows still to come make good what vanishes. Each block of rows chooses when it is reached.
+
+    In 2:4 that is each four, as they then are.
+    """
     u = np.linalg.cholesky(np.linalg.inv(h)).T
     rest, result = w.copy(), np.zeros_like(w)
-    for start in range(0, len(w), _BLOCK):
-        stop = min(start + _BLOCK, len(w))
+    block = 4 if structure.fixed else _BLOCK
+    for start in range(0, len(w), block):
+        stop = min(start + block, len(w))
         kept = structure.kept(rest[start:stop] ** 2 / np.diag(u)[start:stop, None] ** 2, density)
         errors = np.empty((stop - start, w.shape[1]))
         for k in range(start, stop):
@@ -59,47 +64,88 @@ def sparse_gpt(w: np.ndarray, h: np.ndarray, structure: Structure, density: floa
 def block_obs(w: np.ndarray, h: np.ndarray, structure: Structure, density: float) -> np.ndarray:
     """The block that harms least vanishes, the others make it good, and so on: exact, and slow where K is large.
 
-    Columns that share their zeros share the inverse. Structures of several rows, 2:4, and layers of more than 1,024
-    rows go by SparseGPT and the fit instead.
+    Columns that share their zeros share the inverse. Layers of more than 1,024 rows take the better one of Wanda's and
+    SparseGPT's zeros, and the fit, instead.
     """
     return block_obs_path(w, h, structure, (density,))[0]
 
 
 def block_obs_path(w: np.ndarray, h: np.ndarray, structure: Structure, densities: Sequence[float]) -> list[np.ndarray]:
     """What `block_obs` gives for several densities, met on one way."""
-    if structure.fixed or structure.rows > 1 or len(w) > _GREEDY:
-        return [refitted(sparse_gpt(w, h, structure, density), w, h) for density in densities]
-    inverse, width = np.linalg.inv(h), structure.columns
-    away = [len(w) - max(1, round(density * len(w))) for density in densities]
+    if len(w) > _GREEDY:
+        return [_better_of_two(w, h, structure, density) for density in densities]
+    missing = -len(w) % structure.rows
+    v = np.pad(w, ((0, missing), (0, 0)))
+    inverse = np.eye(len(v))
+    inverse[: len(w), : len(w)] = np.linalg.inv(h)
+    count = len(v) // structure.rows
+    away = [len(w) if structure.fixed else count - max(1, round(density * count)) for density in densities]
     result = [np.empty_like(w) for _ in densities]
-    for start in range(0, w.shape[1], width):
-        found = _eliminated(w[:, start : start + width], inverse, set(away))
-        for made, count in zip(result, away, strict=True):
-            made[:, start : start + width] = found[count]
+    for start in range(0, w.shape[1], structure.columns):
+        columns = slice(start, start + structure.columns)
+        found = _without(v[:, columns], inverse, set(away), structure.rows, most=2 if structure.fixed else 4)
+        for made, number in zip(result, away, strict=True):
+            made[:, columns] = found[number][: len(w)]
     return result
 
 
-def _eliminated(w: np.ndarray, inverse: np.ndarray, counts: set[int]) -> dict[int, np.ndarray]:
-    """Columns [K, C] without so many of their rows, the rest fitted; by count.
+def _better_of_two(w: np.ndarray, h: np.ndarray, structure: Structure, density: float) -> np.ndarray:
+    found = [refitted(method(w, h, structure, density), w, h) for method in (wanda, sparse_gpt)]
+    return min(found, key=lambda one: error_of(one, w, h))
 
-    Rows that are gone are left out of the arrays now and then: their part of the inverse is 0.
+
+def _without(v: np.ndarray, inverse: np.ndarray, counts: set[int], rows: int, most: int) -> dict[int, np.ndarray]:
+    """Columns [K, C] without so many blocks of so many rows, the rest fitted, by count.
+
+    No four rows lose more than `most`: counts that can't be reached get what is left then. Where many rows are left,
+    some vanish in one step: those of the least harm that hardly stand for each other.
     """
     found: dict[int, np.ndarray] = {}
-    rows, v, p = np.arange(len(w)), w.copy(), inverse.copy()
-    alive = np.ones(len(w), np.bool_)
-    for gone in range(max(counts) + 1):
-        if gone in counts:
-            found[gone] = np.zeros_like(w)
-            found[gone][rows[alive]] = v[alive]
-        if len(rows) - np.count_nonzero(alive) >= _COMPACTED:
-            rows, v, p, alive = rows[alive], v[alive], p[np.ix_(alive, alive)], alive[alive]
-        harm = np.where(alive, np.sum(v**2, axis=1) / np.maximum(np.diag(p), 1e-300), np.inf)
-        k = int(np.argmin(harm))
-        column = p[:, k] / p[k, k]
-        v -= np.outer(column, v[k])
-        p -= np.outer(column, p[k])
-        alive[k] = False
+    shape, alive, v, p, gone = v.shape, np.arange(len(v)), v.copy(), inverse.copy(), 0
+    lost = np.zeros(-(-len(v) // 4), np.int64)
+    lost[-1] += -len(v) % 4  # rows that a last, shorter four doesn't have
+    for count in sorted(counts):
+        while gone < count:
+            harm = _harm(v, p, rows)
+            if most < 4:
+                harm[lost[alive // 4] >= most] = np.inf
+            at_once = min(count - gone, len(v) // _AT_ONCE if rows == 1 else 1)
+            blocks = (
+                _least(harm, p, at_once, alive // 4 if most < 4 else alive) if at_once > 1 else [int(np.argmin(harm))]
+            )
+            if np.isinf(harm[blocks[0]]):
+                break
+            out = np.concatenate([np.arange(k * rows, k * rows + rows) for k in blocks])
+            step = p[out] / p[out, out] if len(out) == 1 else np.linalg.solve(p[np.ix_(out, out)], p[out])
+            v -= step.T @ v[out]
+            p -= step.T @ p[out]
+            lost[alive[out] // 4] += 1
+            gone += len(blocks)
+            for k in sorted(blocks, reverse=True):  # the last block moves to where one vanished
+                here, last = slice(k * rows, k * rows + rows), slice(len(v) - rows, len(v))
+                v[here], alive[here], p[here], p[:, here] = v[last], alive[last], p[last], p[:, last]
+                v, alive, p = v[: last.start], alive[: last.start], p[: last.start, : last.start]
+        found[count] = np.zeros(shape)
+        found[count][alive] = v
     return found
+
+
+def _harm(v: np.ndarray, p: np.ndarray, rows: int) -> np.ndarray:
+    """By how much the error grows without each block of rows, if the others make it good."""
+    if rows == 1:
+        return np.asarray(np.sum(v * v, axis=1) / np.diag(p))
+    count = len(v) // rows
+    squares = p.reshape(count, rows, count, rows)[np.arange(count), :, np.arange(count)]
+    parts = v.reshape(count, rows, -1)
+    return np.asarray(np.sum(parts * np.linalg.solve(squares, parts), axis=(1, 2)))
+
+
+def _least(harm: np.ndarray, p: np.ndarray, count: int, family: np.ndarray) -> list[int]:
+    """Up to `count` rows of the least harm, without those that share much, or their family, with one before them."""
+    order = np.argsort(harm, kind="stable")[:count]
+    shared = p[np.ix_(order, order)] ** 2 / np.outer(np.diag(p)[order], np.diag(p)[order])
+    shared[np.equal.outer(family[order], family[order]) | np.isinf(harm[order])] = 1.0
+    return [int(order[0]), *(int(k) for k in order[1:][np.max(np.tril(shared, -1), axis=1)[1:] < _SHARED])]
 
 
 def refitted(found: np.ndarray, w: np.ndarray, h: np.ndarray) -> np.ndarray:
