@@ -125,9 +125,9 @@ def quantized_weight(
 
 def bias_codes(b: np.ndarray, weight: Quant, input_scale: float) -> Data:
     """A bias in codes of the sums that it is added to (i32)."""
-    scales = weight.scales * input_scale
-    quant = Quant(tuple(scales.tolist()), 0, None if weight.axis is None else 0)
-    return Data(fixedpoint.quantized(b, dtypes.i32, scales), quant)
+    sums = weight.times(input_scale)
+    codes = fixedpoint.quantized(b, dtypes.i32, sums.scales)
+    return Data(codes, Quant(sums.scale, 0, None if sums.axis is None else 0))
 
 
 def wide_input(x: Value, codes: np.ndarray, plan: Plan) -> Spec:
