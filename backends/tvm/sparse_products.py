@@ -42,6 +42,7 @@ class _Work:
     starts: Expr
     places: Expr
     values: Expr
+    sizes: Expr
     start: Expr
 
     @property
@@ -90,6 +91,7 @@ def multiply(
         scope.constant("starts", weights.starts),
         scope.constant("places", weights.places),
         scope.constant("values", weights.values),
+        scope.constant("sizes", weights.sizes),
     )
     work = _Work(isa, product, count, padded, codes, *constants, start)
     blocks, across = -(-count // work.wide), -(-columns // WIDTH)
@@ -175,18 +177,18 @@ def _of_one_row(
         T.buffer_store(room, total, [T.Ramp(place + part * outputs, 1, outputs)])
 
 
-def _settle(work: _Work, sums: Sequence[Expr], vector: int, room: Expr, place: Expr) -> None:
+def _settle(work: _Work, sums: Sequence[Expr], vector: Expr, room: Expr, place: Expr) -> None:
     """Write sums of four outputs for a vector of tokens, four tokens of four outputs at a time."""
     lanes = work.isa.lanes
     for i, square in enumerate(four(list(sums), lanes)):
-        T.buffer_store(room, square, [T.Ramp(place + (vector * GROUP + i) * lanes, 1, lanes)])
+        T.buffer_store(room, square, [T.Ramp(place + i * work.wide + vector * lanes, 1, lanes)])
 
 
 def _row(work: _Work, token: Expr, used: int, room: Expr, place: Expr) -> Expr:
     """The sums of a token, put together from where `_settle` has written them: an array of a block's columns."""
     lanes, row = work.isa.lanes, T.alloc_buffer((WIDTH,), "int32", scope="global")
-    vector, inner = T.floordiv(token, lanes), T.floormod(token, lanes)
-    where = place + (vector * GROUP + T.floormod(inner, GROUP)) * lanes + T.floordiv(inner, GROUP) * GROUP
+    inner = T.floormod(token, lanes)
+    where = place + T.floormod(inner, GROUP) * work.wide + (token - inner) + T.floordiv(inner, GROUP) * GROUP
     for first in range(0, used, lanes):
         parts = [room[T.Ramp(where + (first // GROUP + i) * work.square, 1, GROUP)] for i in range(lanes // GROUP)]
         joined = tirx.Shuffle(parts, [tirx.const(i, "int32") for i in range(lanes)]) if len(parts) > 1 else parts[0]
@@ -202,39 +204,67 @@ def _in_tiles(
     assert isinstance(product, TileProduct)
     count = -(-tokens // lanes)
     tile, groups = amx.ROWS * lanes, amx.DEPTH // GROUP
-    sums = place + work.wide * WIDTH
-    codes = sums + outputs * work.wide
-    base = block * (work.depth * work.wide)
-    with T.serial(0, -(-used // outputs)) as part:
-        bundle = column * (WIDTH // outputs) + part
+    codes = held(place + work.wide * WIDTH)
+    base = held(block * (work.depth * work.wide))
+    bundles = held(column * (WIDTH // outputs))
+    parts = -(-used // outputs)
+    first, end = held(work.starts[bundles]), held(work.starts[bundles + parts])
+
+    def gather(step: Expr, side: Expr, chunk: Expr) -> None:
+        for g in range(UNIT):
+            group = chunk * UNIT + g
+            for i, inputs in enumerate(work.gathered(base, step * groups + group, count)):
+                word = T.reinterpret(f"int32x{lanes}", inputs)
+                T.buffer_store(room, word, [T.Ramp(side + i * tile + group * lanes, 1, lanes)])
+
+    with T.serial(0, T.if_then_else(first < end, work.sizes[first], 0)) as chunk:
+        gather(first, codes + T.floormod(first, 2) * (count * tile), chunk)
+    with T.serial(0, parts) as part:
+        begin = held(work.starts[bundles + part])
         for i in range(count):
             amx.do("tilezero", T.int8(i))
-        first = T.floordiv(work.starts[bundle], groups)
-        with T.serial(0, T.floordiv(work.starts[bundle + 1], groups) - first) as number:
-            step = first + number
-            side = T.floormod(step, 2) * (count * tile)
-            with T.serial(0, groups) as group:
-                for i, inputs in enumerate(work.gathered(base, step * groups + group, count)):
-                    word = T.reinterpret(f"int32x{lanes}", inputs)
-                    T.buffer_store(room, word, [T.Ramp(codes + side + i * tile + group * lanes, 1, lanes)])
+        with T.serial(0, work.starts[bundles + part + 1] - begin) as number:
+            step = held(begin + number)
+            side = held(codes + T.floormod(step, 2) * (count * tile))
+            other = held(codes + T.floormod(step + 1, 2) * (count * tile))
+            ahead = held(T.if_then_else(step + 1 < end, work.sizes[step + 1], 0))
             amx.do("tileloadd64", T.int8(4), T.address_of(work.values[step * tile]), T.int64(amx.DEPTH))
-            for i in range(count):
-                amx.do(
-                    "tileloadd64", T.int8(5 + i % 2), T.address_of(room[codes + side + i * tile]), T.int64(amx.DEPTH)
-                )
-                amx.do(_SWAPPED[product.dtype], T.int8(i), T.int8(4), T.int8(5 + i % 2))
+            for i in range(groups // UNIT if INTER else count):
+                if INTER:
+                    with T.If(i < ahead):
+                        with T.Then():
+                            gather(step + 1, other, i)
+                if i < count:
+                    amx.do("tileloadd64", T.int8(5 + i % 3), T.address_of(room[side + i * tile]), T.int64(amx.DEPTH))
+                    amx.do(_SWAPPED[product.dtype], T.int8(i), T.int8(4), T.int8(5 + i % 3))
+            if not INTER:
+                with T.serial(0, ahead) as chunk:
+                    gather(step + 1, other, chunk)
         for i in range(count):
-            amx.do("tilestored64", T.int8(i), T.address_of(room[sums + i * lanes]), T.int64(4 * count * lanes))
-        for output in range(0, outputs, GROUP):
-            for i in range(count):
-                four_sums = [
-                    room[T.Ramp(sums + (j * count + i) * lanes, 1, lanes)]
-                    + T.Broadcast(work.start[column * WIDTH + part * outputs + j], lanes)
-                    for j in range(output, output + GROUP)
-                ]
-                _settle(work, four_sums, i, room, place + (part * (outputs // GROUP) + output // GROUP) * work.square)
+            above = T.address_of(room[place + part * outputs * work.wide + i * lanes])
+            amx.do("tilestored64", T.int8(i), above, T.int64(4 * work.wide))
+    if not int(os.environ.get("SETTLE","1")): return
+    with T.serial(0, parts * (outputs // GROUP)) as square:
+        above = place + square * work.square
+        for i in range(count):
+            loaded = [T.alloc_buffer((lanes,), "int32", scope="global") for _ in range(GROUP)]
+            every = T.Ramp(0, 1, lanes)
+            for j, row in enumerate(loaded):
+                start = T.Broadcast(work.start[column * WIDTH + square * GROUP + j], lanes)
+                T.buffer_store(row, room[T.Ramp(above + j * work.wide + i * lanes, 1, lanes)] + start, [every])
+            _settle(work, [row[every] for row in loaded], i, room, above)
 
 
+def held(value: Expr) -> Expr:
+    """An integer that is computed once, though memory is written before it is used."""
+    kept = T.alloc_buffer((1,), str(value.ty.dtype if hasattr(value.ty, "dtype") else value.ty), scope="global")
+    T.buffer_store(kept, value, [0])
+    return kept[0]
+
+
+import os
+INTER = True
+UNIT = 4
 _SWAPPED = {"uint8": "tdpbsud", "int8": "tdpbssd"}
 """Instructions with weights on the left, by the dtype of codes."""
 
@@ -258,12 +288,12 @@ def _shared_out(
     limits = scope.constant("bounds", bounds.astype(np.int32))
     size = work.wide * WIDTH
     if isinstance(work.product, TileProduct):  # and for one part of them, and codes that are met now and next
-        size += weights.outputs * work.wide + 2 * amx.ROWS * work.wide
-    room = scope.scratch((pieces * size,), "int32")
+        size += 2 * amx.ROWS * work.wide
     with T.parallel(0, pieces) as piece:  # loops start from 0: TVM loses where one starts that is read from memory
+        room = T.alloc_buffer((size,), "int32", scope="global")
         tiles = amx.configured(scope, piece, pieces) if isinstance(work.product, TileProduct) else nullcontext()
         with tiles, T.serial(0, limits[piece + 1] - limits[piece]) as step:
-            yield limits[piece] + step, room, piece * size
+            yield limits[piece] + step, room, T.int64(0)
 
 
 _FINISHING = 8  # groups of four inputs whose products take as long as all that follows a sum

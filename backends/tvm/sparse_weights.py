@@ -28,6 +28,7 @@ class Compact:
     starts: np.ndarray
     places: np.ndarray
     values: np.ndarray
+    sizes: np.ndarray
 
 
 def live(weights: np.ndarray, outputs: int) -> np.ndarray:
@@ -43,7 +44,7 @@ def compact(weights: np.ndarray, outputs: int, unit: int = 1, *, tiles: bool = F
     padded = np.zeros((depth, used.shape[1] * outputs), np.int8)
     padded[:, :columns] = weights
     whole = GROUP * unit
-    places, values, starts = [], [], [0]
+    places, values, starts, sizes = [], [], [0], []
     for block in range(used.shape[1]):
         inputs = np.flatnonzero(used[:, block])
         size = -(-inputs.size // whole) * whole
@@ -51,10 +52,11 @@ def compact(weights: np.ndarray, outputs: int, unit: int = 1, *, tiles: bool = F
         part[: inputs.size] = padded[inputs, block * outputs : (block + 1) * outputs]
         places.append(np.concatenate([inputs, np.repeat(inputs[-1:], size - inputs.size)]))
         values.append(part.reshape(-1, unit if tiles else 1, GROUP, outputs).transpose(0, 3, 1, 2).reshape(-1))
-        starts.append(starts[-1] + size // GROUP)
+        starts.append(starts[-1] + size // (whole if tiles else GROUP))
+        sizes += [min(4, -(-(inputs.size - 64 * i) // 16)) for i in range(size // whole)]
     every = np.concatenate(values) if starts[-1] else np.zeros(GROUP, np.int8)
     order = np.concatenate(places) if starts[-1] else np.zeros(GROUP, np.int64)
-    return Compact(outputs, np.asarray(starts, np.int32), order.astype("<u2").view("<u8"), every.view(np.int32))
+    return Compact(outputs, np.asarray(starts, np.int32), order.astype("<u2").view("<u8"), every.view(np.int32), np.asarray([*sizes, 0], np.int32))
 
 
 @dataclass(frozen=True)
