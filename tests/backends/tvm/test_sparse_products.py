@@ -43,12 +43,14 @@ def layer(array, dtype=dtypes.u8, rows=7, zero=5, bias=True):
     return graph_of(coded(dtype, rows, array.shape[0], zero=zero), build=build)
 
 
-@pytest.fixture(params=[4, 8, 16])
+@pytest.fixture(params=[(4, False), (8, False), (16, False), (16, True)], ids=["4", "8", "16", "tiles"])
 def in_form(request, monkeypatch):
     """Has every layer take the form of so many outputs, worth it or not; the test is skipped where there is none."""
 
     def choose(isa, dtype, rows):
-        found = [form for form in forms(isa, dtype, rows) if form.outputs == request.param]
+        outputs, tiles = request.param
+        able = [form for form in forms(isa, dtype, rows) if isinstance(form.product, TileProduct) == tiles]
+        found = [form for form in able if form.outputs == outputs]
         if not found:
             pytest.skip(f"{isa.name} has no such form")
         taken: list[Form] = []
