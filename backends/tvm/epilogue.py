@@ -75,6 +75,10 @@ class Epilogue:
     def write_lanes(self, at: Callable[[Expr], Index], lanes: int) -> None:
         """Store `lanes` elements at once, or as many as lie next to each other; `at` gives the index of each."""
         self.stage(at, lanes)
+        self.write_staged(at, lanes)
+
+    def write_staged(self, at: Callable[[Expr], Index], lanes: int) -> None:
+        """The same for elements that are given or have been staged."""
         run = math.gcd(self.region.run, lanes)
         for start in range(0, lanes, run):
             with vector(run) as lane:

@@ -9,17 +9,16 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.isa import Isa
-from planish.backends.tvm.repack import transposed
 from planish.backends.tvm.scope import Expr, Scope
 from planish.backends.tvm.tiles import Rows
 
-_PART = 16  # bytes that moves stay within
+PART = 16  # bytes that moves stay within
 
 
 def mixed(a: Expr, b: Expr, bits: int, high: bool, size: int) -> Expr:
     """Elements of two vectors of `size` bytes in turns, from the lower or the upper half of each part."""
     kind, count = f"int{bits}x{8 * size // bits}", 8 * size // bits
-    each = 8 * _PART // bits
+    each = 8 * PART // bits
     places: list[int] = []
     for part in range(0, count, each):
         for i in range(each // 2):
@@ -59,7 +58,7 @@ def transposed_codes(rows: Rows, count: int, depth: int, isa: Isa, scope: Scope)
     (4 j + l) * 4 + b for 512 bits. Sixteen inputs of four tokens are loaded as one vector, a token to each of its
     parts, so that all else is done within parts.
     """
-    wide, parts = 4 * isa.lanes, 4 * isa.lanes // _PART
+    wide, parts = 4 * isa.lanes, 4 * isa.lanes // PART
     blocks, chunks = -(-count // wide), -(-depth // wide)
     padded = chunks * wide
     codes = scope.scratch((blocks * padded * wide,), str(rows.array.dtype))
@@ -67,22 +66,25 @@ def transposed_codes(rows: Rows, count: int, depth: int, isa: Isa, scope: Scope)
     with T.parallel(0, blocks * chunks) as number:
         block, chunk = T.floordiv(number, chunks), T.floormod(number, chunks)
         with T.serial(0, parts) as across:
-            place = chunk * wide + across * _PART
+            place = chunk * wide + across * PART
             vectors = []
-            for i in range(_PART):
+            for i in range(PART):
                 tokens = [block * wide + i // 4 * isa.lanes + 4 * part + i % 4 for part in range(parts)]
-                found = [
-                    rows.array[T.Ramp(T.min(token, count - 1) * rows.stride + place, 1, _PART)] for token in tokens
-                ]
+                found = [rows.array[T.Ramp(T.min(token, count - 1) * rows.stride + place, 1, PART)] for token in tokens]
                 vectors.append(kept_vector(joined(found), "int8", wide))
-            for _ in range(4):
-                half = zip(vectors[: _PART // 2], vectors[_PART // 2 :], strict=True)
-                pairs = [mixed(a, b, 8, high, wide) for a, b in half for high in (False, True)]
-                vectors = [kept_vector(vector, "int8", wide) for vector in pairs]
-            for k, vector in enumerate(vectors):
+            for k, vector in enumerate(interleaved(vectors, wide)):
                 column = T.reinterpret(f"{rows.array.dtype}x{wide}", vector)
                 T.buffer_store(codes, column, [T.Ramp((block * padded + place + k) * wide, 1, wide)])
     return codes, padded
+
+
+def interleaved(vectors: list[Expr], size: int) -> list[Expr]:
+    """Squares of 16 x 16 bytes, one in each part of sixteen vectors, transposed: each round doubles places, modulo."""
+    for _ in range(4):
+        half = zip(vectors[: PART // 2], vectors[PART // 2 :], strict=True)
+        pairs = [mixed(a, b, 8, high, size) for a, b in half for high in (False, True)]
+        vectors = [kept_vector(vector, "int8", size) for vector in pairs]
+    return vectors
 
 
 def joined(parts: list[Expr]) -> Expr:

@@ -22,7 +22,7 @@ def room_of(work: Work) -> int:
 
 
 def in_tiles(
-    work: Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr
+    work: Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr, settled: bool
 ) -> None:
     """Sums of a block of tokens by `used` columns in tile registers: weights are tiles of rows, codes of columns.
 
@@ -66,7 +66,8 @@ def in_tiles(
         for i in range(count):
             above = T.address_of(room[place + part * (outputs * work.wide) + i * lanes])
             amx.do("tilestored64", T.int8(i), above, T.int64(4 * work.wide))
-    work.settle_in_place(used, column * WIDTH, count, room, place)
+    if settled:
+        work.settle_in_place(used, column * WIDTH, count, room, place)
 
 
 _SWAPPED = {"uint8": "tdpbsud", "int8": "tdpbssd"}
@@ -74,7 +75,7 @@ _SWAPPED = {"uint8": "tdpbsud", "int8": "tdpbssd"}
 
 
 def in_vectors(
-    work: Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr
+    work: Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr, settled: bool
 ) -> None:
     """The same in vector registers, a few outputs and vectors of tokens at a time."""
     product, lanes = work.product, work.isa.lanes
@@ -122,4 +123,5 @@ def in_vectors(
             for top in range(0, outputs, _TALL):
                 for left in range(0, count, _WIDE):
                     tile(part, top, left, chunk, first, groups)
-    work.settle_in_place(used, None, count, room, place)
+    if settled:
+        work.settle_in_place(used, None, count, room, place)

@@ -15,6 +15,7 @@ import numpy as np
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm import amx, sparse_blocks
+from planish.backends.tvm.by_column import ByColumn
 from planish.backends.tvm.interleaving import transposed_codes
 from planish.backends.tvm.isa import Isa, Product, TileProduct
 from planish.backends.tvm.scope import Expr, Scope
@@ -39,6 +40,7 @@ def multiply(
     product: Product | TileProduct,
     scope: Scope,
     finish: Finish,
+    by_column: ByColumn | None,
 ) -> None:
     """Products of `count` rows by sparse weights [depth, columns], handed to `finish` row by row, WIDTH columns each.
 
@@ -62,7 +64,18 @@ def multiply(
         body = _of_one_row if one else _in_vectors
         if gathers:
             body = sparse_blocks.in_tiles if isinstance(product, TileProduct) else sparse_blocks.in_vectors
-        body(work, weights.outputs, block, column, tokens, used, room, place)
+        whole = by_column is not None and tokens == work.wide and not one
+        body(work, weights.outputs, block, column, tokens, used, room, place, not whole)
+        if whole:
+            assert by_column is not None
+            added = gathers and isinstance(product, TileProduct)
+
+            def sum_of(c: Expr, token: Expr) -> Expr:
+                found = room[place + c * work.wide + token]
+                return found + start[column * WIDTH + c] if added else found
+
+            by_column.finish(block * work.wide, column * WIDTH, used, sum_of)
+            return
         with T.serial(0, tokens) as token:
             row, first = (room, place) if one else (work.row(token, used, room, place), 0)
             finish(block * work.wide + token, column * WIDTH, used, lambda c: row[first + c])
@@ -81,7 +94,7 @@ def multiply(
 
 
 def _in_vectors(
-    work: Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr
+    work: Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr, settled: bool
 ) -> None:
     """Sums of a block of tokens by `used` columns, a few outputs at a time, as `Work.settle` leaves them in `room`."""
     isa, product = work.isa, work.product
@@ -108,13 +121,17 @@ def _in_vectors(
                         T.buffer_store(acc, product.of_vectors(acc[every], inputs, panel, lanes), [every])
             for i in range(count):
                 for output in range(0, outputs, GROUP):
-                    settled = [across[i][every] for across in sums[output : output + GROUP]]
-                    square = (part * outputs + output) // GROUP
-                    work.settle(settled, left + i, room, place + square * work.square)
+                    found = [across[i][every] for across in sums[output : output + GROUP]]
+                    above = place + (part * outputs + output) * work.wide
+                    if settled:
+                        work.settle(found, left + i, room, above)
+                        continue
+                    for j, acc in enumerate(found):
+                        T.buffer_store(room, acc, [T.Ramp(above + j * work.wide + (left + i) * lanes, 1, lanes)])
 
 
 def _of_one_row(
-    work: Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr
+    work: Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr, settled: bool
 ) -> None:
     """The same for a single row: the four codes of a group become one word; in `room`: [used]."""
     assert isinstance(work.product, Product)
