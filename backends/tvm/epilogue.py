@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm import shift_products
@@ -74,6 +75,10 @@ class Epilogue:
     def write_lanes(self, at: Callable[[Expr], Index], lanes: int) -> None:
         """Store `lanes` elements at once, or as many as lie next to each other; `at` gives the index of each."""
         self.stage(at, lanes)
+        self.write_staged(at, lanes)
+
+    def write_staged(self, at: Callable[[Expr], Index], lanes: int) -> None:
+        """The same for elements that are given or have been staged."""
         run = math.gcd(self.region.run, lanes)
         for start in range(0, lanes, run):
             with vector(run) as lane:
@@ -145,6 +150,7 @@ class Epilogue:
     def _rescale(self, node: Node, position: int, at: Callable[[Expr], Index], lanes: int, zero: int) -> None:
         """An operand on the scale of the result, and `zero` more."""
         value = node.inputs[position]
+        assert isinstance(node.op, _ToCodes)
         quant, width = quant_of("x", value.tensor), min(self.isa.lanes, lanes)
         dtype = "int32" if largest(node, position) < 2**31 else "int64"
         codes, found = (T.alloc_buffer((lanes,), kind, scope="global") for kind in ("int32", dtype))
@@ -161,15 +167,17 @@ class Epilogue:
                 own = broadcast(at(lane), shape_of(value))[quant.axis]
                 T.buffer_store(factors, multiplier[own], [lane])
         if self.isa.multiplies:
+            far = rescaling(value.tensor, node.op.scale).shift >= 32
             for start in range(0, lanes, width):
                 every = T.Ramp(start, 1, width)
                 factor = T.Broadcast(multiplier, width) if factors is None else factors[every]
                 halves = T.Broadcast(half, width // 2)
-                T.buffer_store(found, times(codes[every], factor, (halves, halves), shift, width), [every])
+                product = times(codes[every], factor, (halves, halves), shift, width, far=far)
+                T.buffer_store(found, product, [every])
         else:
-            product = self._shifted(node, position, factors)
+            shifted = self._shifted(node, position, factors)
             with vector(lanes) as lane:
-                T.buffer_store(found, T.cast((product(codes, lane) + half) >> shift, dtype), [lane])
+                T.buffer_store(found, T.cast((shifted(codes, lane) + half) >> shift, dtype), [lane])
         lane_at = lane_of(lambda lane: broadcast(at(lane), shape_of(value)))
         self.rescaled[node, position] = lambda index: found[lane_at(index)]
 
@@ -213,21 +221,34 @@ def lane_of(at: Callable[[Expr], Index]) -> Callable[[Index], Expr]:
     return lane
 
 
-def times(codes: Expr, factor: Expr, addends: tuple[Expr, Expr], shift: Expr, lanes: int) -> Expr:
+def times(codes: Expr, factor: Expr, addends: tuple[Expr, Expr], shift: Expr, lanes: int, *, far: bool = False) -> Expr:
     """(codes * factor + addend) >> shift for int32 vectors, where results have 32 bits.
 
-    addends: int64 vectors, for even lanes and for odd ones.
+    addends: int64 vectors, for even lanes and for odd ones. far: the shift is known to be 32 or more, so that only the
+    upper halves of products count.
 
     The products of even and of odd lanes have 64 bits in the same registers, so that nothing moves across lanes.
     """
-    pairs, wide = lanes // 2, f"int64x{lanes // 2}"
-    left, right = T.reinterpret(wide, codes), T.reinterpret(wide, factor)
+    pairs, wide, narrow = lanes // 2, f"int64x{lanes // 2}", f"int32x{lanes}"
     bits = T.Broadcast(T.int64(32), pairs)
+
+    def lowest(vector: Expr) -> Expr:
+        return (T.reinterpret(wide, vector) << bits) >> bits
+
+    even, odd = lowest(codes) * lowest(factor) + addends[0], _odd(codes, lanes) * _odd(factor, lanes) + addends[1]
+    if far:
+        upper = [part for i in range(1, lanes, 2) for part in (i, lanes + i)]
+        places = [tirx.const(place, "int32") for place in upper]
+        high = tirx.Shuffle([T.reinterpret(narrow, even), T.reinterpret(narrow, odd)], places)
+        return high >> T.Broadcast(T.cast(shift - T.int64(32), "int32"), lanes)
     amount = T.Broadcast(shift, pairs)
-    even = ((left << bits) >> bits) * ((right << bits) >> bits) + addends[0] >> amount
-    odd = (left >> bits) * (right >> bits) + addends[1] >> amount
-    low = even & T.Broadcast(T.int64(0xFFFFFFFF), pairs)
-    return T.reinterpret(f"int32x{lanes}", low | (odd << bits))
+    low = (even >> amount) & T.Broadcast(T.int64(0xFFFFFFFF), pairs)
+    return T.reinterpret(narrow, low | ((odd >> amount) << bits))
+
+
+def _odd(vector: Expr, lanes: int) -> Expr:
+    """Odd lanes of an int32 vector as int64."""
+    return T.reinterpret(f"int64x{lanes // 2}", vector) >> T.Broadcast(T.int64(32), lanes // 2)
 
 
 def pieces(extent: int, widest: int) -> Iterator[tuple[int, int]]:

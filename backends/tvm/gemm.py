@@ -11,6 +11,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm import amx, sparse_products, tiles
+from planish.backends.tvm.by_column import ByColumn, is_by_column
 from planish.backends.tvm.codes import Codes, codes_of, in_registers, unpack
 from planish.backends.tvm.epilogue import WIDEST, Context, Epilogue, chunks, lane_of, pieces
 from planish.backends.tvm.expressions import RENAMING, Reader, shape_of, unravelled
@@ -134,7 +135,11 @@ def _blocks(
             _finish(region, context, scope, sums, row, column, used, index)
 
         compact = weights.form.compact(weights.matrix)
-        sparse_products.multiply(rows, rows_in_all, depth, columns, compact, start, isa, product, scope, store)
+        columnwise = isinstance(node.op, ops.IntLinear) and is_by_column(region)
+        whole_blocks = ByColumn(scope, region, context, index) if columnwise else None
+        sparse_products.multiply(
+            rows, rows_in_all, depth, columns, compact, start, isa, product, scope, store, whole_blocks
+        )
         return
     plan = context.schedule.tiling(rows_in_all, columns, depth, isa, product)
     codes = None if isinstance(product, ShiftProduct) else weights.codes  # its planes are as many as weights have bits

@@ -9,17 +9,16 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.isa import Isa
-from planish.backends.tvm.repack import transposed
 from planish.backends.tvm.scope import Expr, Scope
 from planish.backends.tvm.tiles import Rows
 
-_PART = 16  # bytes that moves stay within
+PART = 16  # bytes that moves stay within
 
 
 def mixed(a: Expr, b: Expr, bits: int, high: bool, size: int) -> Expr:
     """Elements of two vectors of `size` bytes in turns, from the lower or the upper half of each part."""
     kind, count = f"int{bits}x{8 * size // bits}", 8 * size // bits
-    each = 8 * _PART // bits
+    each = 8 * PART // bits
     places: list[int] = []
     for part in range(0, count, each):
         for i in range(each // 2):
@@ -56,35 +55,48 @@ def transposed_codes(rows: Rows, count: int, depth: int, isa: Isa, scope: Scope)
     """Codes as [blocks][K][tokens of a block] in working memory, and K rounded up to vectors; the last row is repeated.
 
     A block is a vector of bytes, in the order that `quads` undoes: byte 16 l + 4 j + b of a column is token
-    (4 j + l) * 4 + b for 512 bits.
+    (4 j + l) * 4 + b for 512 bits. Sixteen inputs of four tokens are loaded as one vector, a token to each of its
+    parts, so that all else is done within parts.
     """
-    lanes, wide = isa.lanes, 4 * isa.lanes
+    wide, parts = 4 * isa.lanes, 4 * isa.lanes // PART
     blocks, chunks = -(-count // wide), -(-depth // wide)
     padded = chunks * wide
     codes = scope.scratch((blocks * padded * wide,), str(rows.array.dtype))
     scope.reaching(wide)
-    swap = [part + 4 * b + q for part in range(0, wide, _PART) for q in range(4) for b in range(4)]
     with T.parallel(0, blocks * chunks) as number:
         block, chunk = T.floordiv(number, chunks), T.floormod(number, chunks)
-        words = T.alloc_buffer((wide * lanes,), "int32", scope="global")
-        with T.serial(0, 4) as j:
-            square = []
-            for i in range(lanes):
-                row = T.min(block * wide + j * lanes + i, count - 1)
-                codes_of_row = rows.array[T.Ramp(row * rows.stride + chunk * wide, 1, wide)]
-                square.append(T.reinterpret(f"int32x{lanes}", codes_of_row))
-            for k, vector in enumerate(transposed(square)):
-                T.buffer_store(words, vector, [T.Ramp((k * 4 + j) * lanes, 1, lanes)])
-        with T.serial(0, lanes) as k:
-            parts = []
-            for j in range(4):
-                word = T.reinterpret(f"int8x{wide}", words[T.Ramp((k * 4 + j) * lanes, 1, lanes)])
-                byte_square = tirx.Shuffle([word], [tirx.const(place, "int32") for place in swap])
-                parts.append(T.reinterpret(f"int32x{lanes}", byte_square))
-            held = T.alloc_buffer((4 * lanes,), "int32", scope="global")
-            for j, part in enumerate(parts):
-                T.buffer_store(held, part, [T.Ramp(j * lanes, 1, lanes)])
-            for q, vector in enumerate(four([held[T.Ramp(j * lanes, 1, lanes)] for j in range(4)], lanes)):
-                place = (block * padded + chunk * wide + k * 4 + q) * wide
-                T.buffer_store(codes, T.reinterpret(f"{rows.array.dtype}x{wide}", vector), [T.Ramp(place, 1, wide)])
+        with T.serial(0, parts) as across:
+            place = chunk * wide + across * PART
+            vectors = []
+            for i in range(PART):
+                tokens = [block * wide + i // 4 * isa.lanes + 4 * part + i % 4 for part in range(parts)]
+                found = [rows.array[T.Ramp(T.min(token, count - 1) * rows.stride + place, 1, PART)] for token in tokens]
+                vectors.append(kept_vector(joined(found), "int8", wide))
+            for k, vector in enumerate(interleaved(vectors, wide)):
+                column = T.reinterpret(f"{rows.array.dtype}x{wide}", vector)
+                T.buffer_store(codes, column, [T.Ramp((block * padded + place + k) * wide, 1, wide)])
     return codes, padded
+
+
+def interleaved(vectors: list[Expr], size: int) -> list[Expr]:
+    """Squares of 16 x 16 bytes, one in each part of sixteen vectors, transposed: each round doubles places, modulo."""
+    for _ in range(4):
+        half = zip(vectors[: PART // 2], vectors[PART // 2 :], strict=True)
+        pairs = [mixed(a, b, 8, high, size) for a, b in half for high in (False, True)]
+        vectors = [kept_vector(vector, "int8", size) for vector in pairs]
+    return vectors
+
+
+def joined(parts: list[Expr]) -> Expr:
+    """Vectors as one."""
+    if len(parts) == 1:
+        return parts[0]
+    size = sum(int(part.ty.dtype.lanes) for part in parts)
+    return tirx.Shuffle(parts, [tirx.const(i, "int32") for i in range(size)])
+
+
+def kept_vector(value: Expr, dtype: str, size: int) -> Expr:
+    """A vector of so many elements that is computed once."""
+    array, every = T.alloc_buffer((size,), dtype, scope="global"), T.Ramp(0, 1, size)
+    T.buffer_store(array, T.reinterpret(f"{dtype}x{size}", value), [every])
+    return array[every]

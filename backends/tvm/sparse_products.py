@@ -8,63 +8,25 @@ time and go the way of dense ones from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 
 import numpy as np
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from planish.backends.tvm import amx
-from planish.backends.tvm.interleaving import four, quads, transposed_codes
+from planish.backends.tvm import amx, sparse_blocks
+from planish.backends.tvm.by_column import ByColumn
+from planish.backends.tvm.interleaving import transposed_codes
 from planish.backends.tvm.isa import Isa, Product, TileProduct
 from planish.backends.tvm.scope import Expr, Scope
 from planish.backends.tvm.sparse_weights import GROUP, ROW_GROUPS, Compact
+from planish.backends.tvm.sparse_work import WIDTH, Work
 from planish.backends.tvm.tiles import Rows
 
-WIDTH = 64  # columns whose sums are finished together
-_PIECES = 24  # of a kernel's work, for all threads
+_PIECES, _TILE_PIECES = 24, 12  # of a kernel's work, for all threads; fewer where each sets up tiles
 
 Finish = Callable[[Expr, Expr, int, Callable[[Expr], Expr]], None]
 """Takes a row, the first column of a block, the count of columns, and sums as a function of the column in the block."""
-
-
-@dataclass(frozen=True)
-class _Work:
-    """Arrays that the tasks of a kernel share. codes: [blocks of tokens][K][tokens of a block], flat."""
-
-    isa: Isa
-    product: Product | TileProduct
-    tokens: int
-    depth: int
-    codes: Expr
-    starts: Expr
-    places: Expr
-    values: Expr
-    start: Expr
-
-    @property
-    def wide(self) -> int:
-        """Tokens of a block: a vector of bytes."""
-        return GROUP * self.isa.lanes
-
-    @property
-    def square(self) -> int:
-        """Sums of a block of tokens for four outputs."""
-        return GROUP * self.wide
-
-    def inputs(self, group: Expr) -> list[Expr]:
-        """The four inputs of a group, int64."""
-        word = self.places[group]
-        return [T.cast((word >> T.uint64(16 * i)) & T.uint64(0xFFFF), "int64") for i in range(GROUP)]
-
-    def gathered(self, base: Expr, group: Expr, count: int) -> list[Expr]:
-        """Four inputs of a group for `count` vectors of tokens, interleaved. base: of a block of tokens."""
-        wide = self.wide
-        places = [T.cast(base, "int64") + k * T.int64(wide) for k in self.inputs(group)]
-        inputs = [self.codes[T.Ramp(place, 1, wide)] for place in places]
-        return quads(inputs, count, self.product.dtype, wide)
 
 
 def multiply(
@@ -78,6 +40,7 @@ def multiply(
     product: Product | TileProduct,
     scope: Scope,
     finish: Finish,
+    by_column: ByColumn | None,
 ) -> None:
     """Products of `count` rows by sparse weights [depth, columns], handed to `finish` row by row, WIDTH columns each.
 
@@ -90,19 +53,34 @@ def multiply(
         scope.constant("starts", weights.starts),
         scope.constant("places", weights.places),
         scope.constant("values", weights.values),
+        scope.constant("sizes", weights.sizes),
     )
-    work = _Work(isa, product, count, padded, codes, *constants, start)
+    gathers = not one and weights.outputs == amx.ROWS
+    work = Work(isa, product, count, padded, codes, *constants, start)
     blocks, across = -(-count // work.wide), -(-columns // WIDTH)
     rest, last = count - (blocks - 1) * work.wide, columns - (across - 1) * WIDTH
 
     def task(block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr) -> None:
-        body = _of_one_row if one else _in_tiles if isinstance(product, TileProduct) else _in_vectors
-        body(work, weights.outputs, block, column, tokens, used, room, place)
+        body = _of_one_row if one else _in_vectors
+        if gathers:
+            body = sparse_blocks.in_tiles if isinstance(product, TileProduct) else sparse_blocks.in_vectors
+        whole = by_column is not None and tokens == work.wide and not one
+        body(work, weights.outputs, block, column, tokens, used, room, place, not whole)
+        if whole:
+            assert by_column is not None
+            added = gathers and isinstance(product, TileProduct)
+
+            def sum_of(c: Expr, token: Expr) -> Expr:
+                found = room[place + c * work.wide + token]
+                return found + start[column * WIDTH + c] if added else found
+
+            by_column.finish(block * work.wide, column * WIDTH, used, sum_of)
+            return
         with T.serial(0, tokens) as token:
-            row, first = (room, place) if one else (_row(work, token, used, room, place), 0)
+            row, first = (room, place) if one else (work.row(token, used, room, place), 0)
             finish(block * work.wide + token, column * WIDTH, used, lambda c: row[first + c])
 
-    with _shared_out(weights, blocks, rest, across, scope, work) as (number, room, place):
+    with _shared_out(weights, blocks, rest, across, scope, work, gathers) as (number, room, place):
         block, column = T.floordiv(number, across), T.floormod(number, across)
 
         def of_columns(tokens: int) -> None:
@@ -116,9 +94,9 @@ def multiply(
 
 
 def _in_vectors(
-    work: _Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr
+    work: Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr, settled: bool
 ) -> None:
-    """Sums of a block of tokens by `used` columns, a few outputs at a time, as `_settle` leaves them in `room`."""
+    """Sums of a block of tokens by `used` columns, a few outputs at a time, as `Work.settle` leaves them in `room`."""
     isa, product = work.isa, work.product
     assert isinstance(product, Product)
     lanes, every = isa.lanes, T.Ramp(0, 1, isa.lanes)
@@ -143,13 +121,17 @@ def _in_vectors(
                         T.buffer_store(acc, product.of_vectors(acc[every], inputs, panel, lanes), [every])
             for i in range(count):
                 for output in range(0, outputs, GROUP):
-                    settled = [across[i][every] for across in sums[output : output + GROUP]]
-                    square = (part * outputs + output) // GROUP
-                    _settle(work, settled, left + i, room, place + square * work.square)
+                    found = [across[i][every] for across in sums[output : output + GROUP]]
+                    above = place + (part * outputs + output) * work.wide
+                    if settled:
+                        work.settle(found, left + i, room, above)
+                        continue
+                    for j, acc in enumerate(found):
+                        T.buffer_store(room, acc, [T.Ramp(above + j * work.wide + (left + i) * lanes, 1, lanes)])
 
 
 def _of_one_row(
-    work: _Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr
+    work: Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr, settled: bool
 ) -> None:
     """The same for a single row: the four codes of a group become one word; in `room`: [used]."""
     assert isinstance(work.product, Product)
@@ -160,8 +142,8 @@ def _of_one_row(
         for i, acc in enumerate(sums):
             start = work.start[T.Ramp(column * WIDTH + part * outputs, 1, outputs)]
             T.buffer_store(acc, T.Broadcast(T.int32(0), outputs) if i else start, [every])
-        first = T.floordiv(work.starts[bundle], ROW_GROUPS)
-        with T.serial(0, T.floordiv(work.starts[bundle + 1], ROW_GROUPS) - first) as step:
+        first = work.starts[bundle]
+        with T.serial(0, work.starts[bundle + 1] - first) as step:
             for i, acc in enumerate(sums):
                 group = (first + step) * ROW_GROUPS + i
                 word: Expr = T.uint32(0)
@@ -175,73 +157,9 @@ def _of_one_row(
         T.buffer_store(room, total, [T.Ramp(place + part * outputs, 1, outputs)])
 
 
-def _settle(work: _Work, sums: Sequence[Expr], vector: int, room: Expr, place: Expr) -> None:
-    """Write sums of four outputs for a vector of tokens, four tokens of four outputs at a time."""
-    lanes = work.isa.lanes
-    for i, square in enumerate(four(list(sums), lanes)):
-        T.buffer_store(room, square, [T.Ramp(place + (vector * GROUP + i) * lanes, 1, lanes)])
-
-
-def _row(work: _Work, token: Expr, used: int, room: Expr, place: Expr) -> Expr:
-    """The sums of a token, put together from where `_settle` has written them: an array of a block's columns."""
-    lanes, row = work.isa.lanes, T.alloc_buffer((WIDTH,), "int32", scope="global")
-    vector, inner = T.floordiv(token, lanes), T.floormod(token, lanes)
-    where = place + (vector * GROUP + T.floormod(inner, GROUP)) * lanes + T.floordiv(inner, GROUP) * GROUP
-    for first in range(0, used, lanes):
-        parts = [room[T.Ramp(where + (first // GROUP + i) * work.square, 1, GROUP)] for i in range(lanes // GROUP)]
-        joined = tirx.Shuffle(parts, [tirx.const(i, "int32") for i in range(lanes)]) if len(parts) > 1 else parts[0]
-        T.buffer_store(row, joined, [T.Ramp(first, 1, lanes)])
-    return row
-
-
-def _in_tiles(
-    work: _Work, outputs: int, block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr
-) -> None:
-    """The same, sixteen outputs at a time in tile registers: weights are tiles of rows, codes tiles of columns."""
-    product, lanes = work.product, work.isa.lanes
-    assert isinstance(product, TileProduct)
-    count = -(-tokens // lanes)
-    tile, groups = amx.ROWS * lanes, amx.DEPTH // GROUP
-    sums = place + work.wide * WIDTH
-    codes = sums + outputs * work.wide
-    base = block * (work.depth * work.wide)
-    with T.serial(0, -(-used // outputs)) as part:
-        bundle = column * (WIDTH // outputs) + part
-        for i in range(count):
-            amx.do("tilezero", T.int8(i))
-        first = T.floordiv(work.starts[bundle], groups)
-        with T.serial(0, T.floordiv(work.starts[bundle + 1], groups) - first) as number:
-            step = first + number
-            side = T.floormod(step, 2) * (count * tile)
-            with T.serial(0, groups) as group:
-                for i, inputs in enumerate(work.gathered(base, step * groups + group, count)):
-                    word = T.reinterpret(f"int32x{lanes}", inputs)
-                    T.buffer_store(room, word, [T.Ramp(codes + side + i * tile + group * lanes, 1, lanes)])
-            amx.do("tileloadd64", T.int8(4), T.address_of(work.values[step * tile]), T.int64(amx.DEPTH))
-            for i in range(count):
-                amx.do(
-                    "tileloadd64", T.int8(5 + i % 2), T.address_of(room[codes + side + i * tile]), T.int64(amx.DEPTH)
-                )
-                amx.do(_SWAPPED[product.dtype], T.int8(i), T.int8(4), T.int8(5 + i % 2))
-        for i in range(count):
-            amx.do("tilestored64", T.int8(i), T.address_of(room[sums + i * lanes]), T.int64(4 * count * lanes))
-        for output in range(0, outputs, GROUP):
-            for i in range(count):
-                four_sums = [
-                    room[T.Ramp(sums + (j * count + i) * lanes, 1, lanes)]
-                    + T.Broadcast(work.start[column * WIDTH + part * outputs + j], lanes)
-                    for j in range(output, output + GROUP)
-                ]
-                _settle(work, four_sums, i, room, place + (part * (outputs // GROUP) + output // GROUP) * work.square)
-
-
-_SWAPPED = {"uint8": "tdpbsud", "int8": "tdpbssd"}
-"""Instructions with weights on the left, by the dtype of codes."""
-
-
 @contextmanager
 def _shared_out(
-    weights: Compact, blocks: int, rest: int, across: int, scope: Scope, work: _Work
+    weights: Compact, blocks: int, rest: int, across: int, scope: Scope, work: Work, gathers: bool
 ) -> Iterator[tuple[Expr, Expr, Expr]]:
     """A loop over blocks of tokens by blocks of columns on all threads, in pieces of almost equal work.
 
@@ -249,21 +167,19 @@ def _shared_out(
     """
     bundles = WIDTH // weights.outputs
     edges = np.minimum(np.arange(across + 1) * bundles, weights.starts.size - 1)
-    each = np.diff(weights.starts[edges]).astype(np.float64) * weights.outputs + WIDTH * _FINISHING
+    each = np.diff(weights.starts[edges]).astype(np.float64) * weights.unit * weights.outputs + WIDTH * _FINISHING
     whole = np.concatenate([np.tile(each, blocks - 1), each * rest / work.wide])
-    pieces = min(whole.size, _PIECES)
+    pieces = min(whole.size, _TILE_PIECES if isinstance(work.product, TileProduct) else _PIECES)
     done = np.concatenate([[0.0], np.cumsum(whole)])
     bounds = np.searchsorted(done, done[-1] * np.arange(pieces + 1) / pieces - 1e-9 * done[-1])
     bounds[-1] = whole.size
     limits = scope.constant("bounds", bounds.astype(np.int32))
-    size = work.wide * WIDTH
-    if isinstance(work.product, TileProduct):  # and for one part of them, and codes that are met now and next
-        size += weights.outputs * work.wide + 2 * amx.ROWS * work.wide
-    room = scope.scratch((pieces * size,), "int32")
+    size = work.wide * WIDTH + (sparse_blocks.room_of(work) if gathers else 0)
     with T.parallel(0, pieces) as piece:  # loops start from 0: TVM loses where one starts that is read from memory
+        room = T.alloc_buffer((size,), "int32", scope="global")
         tiles = amx.configured(scope, piece, pieces) if isinstance(work.product, TileProduct) else nullcontext()
         with tiles, T.serial(0, limits[piece + 1] - limits[piece]) as step:
-            yield limits[piece] + step, room, piece * size
+            yield limits[piece] + step, room, T.int64(0)
 
 
 _FINISHING = 8  # groups of four inputs whose products take as long as all that follows a sum

@@ -12,22 +12,26 @@ from planish.ir.dtypes import DType
 from planish.ir.sparsity import blocks
 
 GROUP = 4  # inputs of one product
+CHUNK = 4  # groups of inputs that a tile has more or less of
 ROW_GROUPS = 2  # that go to different sums of a single row, so that one doesn't wait for the other
 
 
 @dataclass(frozen=True)
 class Compact:
-    """int8 [K, N] as lists of groups of four inputs for blocks of `outputs` neighbouring columns.
+    """int8 [K, N] as lists of steps for blocks of `outputs` neighbouring columns, each of `unit` groups of four inputs.
 
-    starts: int32, the first group of each block, and the end. places: uint64 per group, four inputs in 16 bits
+    starts: int32, the first step of each block, and the end. places: uint64 per group, four inputs in 16 bits
     each, the first one lowest: a scalar that is cut up stays out of vector registers. values: int32, a
-    word of four weights per output of a group, [groups][outputs]; in tiles, a unit at a time, [outputs][groups].
+    word of four weights per output of a group, [groups][outputs]; in tiles, a step at a time, [outputs][groups].
+    sizes: int32, in tiles: how many chunks of groups each step has before zeros fill it up; 0 at the end.
     """
 
     outputs: int
+    unit: int
     starts: np.ndarray
     places: np.ndarray
     values: np.ndarray
+    sizes: np.ndarray
 
 
 def live(weights: np.ndarray, outputs: int) -> np.ndarray:
@@ -37,13 +41,13 @@ def live(weights: np.ndarray, outputs: int) -> np.ndarray:
 
 
 def compact(weights: np.ndarray, outputs: int, unit: int = 1, *, tiles: bool = False) -> Compact:
-    """The lists of int8 [K, N]; each block has whole units of groups, filled with zeros at its last input."""
+    """The lists of int8 [K, N]; each block has whole steps of groups, filled with zeros at its last input."""
     depth, columns = weights.shape
     used = live(weights, outputs)
     padded = np.zeros((depth, used.shape[1] * outputs), np.int8)
     padded[:, :columns] = weights
-    whole = GROUP * unit
-    places, values, starts = [], [], [0]
+    whole, chunk = GROUP * unit, GROUP * CHUNK
+    places, values, starts, sizes = [], [], [0], [np.zeros(0, np.int64)]
     for block in range(used.shape[1]):
         inputs = np.flatnonzero(used[:, block])
         size = -(-inputs.size // whole) * whole
@@ -51,10 +55,18 @@ def compact(weights: np.ndarray, outputs: int, unit: int = 1, *, tiles: bool = F
         part[: inputs.size] = padded[inputs, block * outputs : (block + 1) * outputs]
         places.append(np.concatenate([inputs, np.repeat(inputs[-1:], size - inputs.size)]))
         values.append(part.reshape(-1, unit if tiles else 1, GROUP, outputs).transpose(0, 3, 1, 2).reshape(-1))
-        starts.append(starts[-1] + size // GROUP)
+        starts.append(starts[-1] + size // whole)
+        sizes.append(-(-np.minimum(inputs.size - np.arange(0, size, whole), whole) // chunk))
     every = np.concatenate(values) if starts[-1] else np.zeros(GROUP, np.int8)
     order = np.concatenate(places) if starts[-1] else np.zeros(GROUP, np.int64)
-    return Compact(outputs, np.asarray(starts, np.int32), order.astype("<u2").view("<u8"), every.view(np.int32))
+    return Compact(
+        outputs,
+        unit,
+        np.asarray(starts, np.int32),
+        order.astype("<u2").view("<u8"),
+        every.view(np.int32),
+        np.concatenate([*(sizes if tiles else []), [0]]).astype(np.int32),
+    )
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,7 @@ def forms(isa: Isa, dtype: DType, rows: int) -> list[Form]:
         return []
     if rows == 1:
         return [Form(product, outputs, ROW_GROUPS) for outputs in (4, 8, 16) if outputs <= isa.lanes]
-    found = [Form(product, outputs) for outputs in (4, 8) if outputs == 4 or isa.registers > 16]
+    found = [Form(product, outputs) for outputs in (4, 8, 16) if outputs == 4 or isa.registers > 16]
     return [*found, Form(TileProduct(str(dtype.storage)), amx.ROWS, amx.DEPTH // GROUP)] if isa.tiles else found
 
 
@@ -109,22 +121,25 @@ def cost(form: Form, weights: np.ndarray, rows: int, isa: Isa) -> float:
 
     Products of what is left, by tokens in whole vectors; then what is done once per input and per sum of a token:
     transposing codes, and putting sums in order. Fitted to measurements of 768 x 768, 768 x 3072 and 3072 x 768 with
-    1, 128 and 384 tokens at densities of 0.1 to 0.5 on Sapphire Rapids, where four inputs take 8 shuffles and 16
-    products on two ports, and so at least 1.5 times what they take without shuffles.
+    1, 128 and 384 tokens at densities of 0.1 to 0.5 on Sapphire Rapids. There, four inputs take 8 shuffles on one port
+    and 4 products per output on two: 1.5 times what four outputs take without shuffles, and 1.1 times for sixteen. A
+    tile takes 32 shuffles, and 16 cycles of another unit.
     """
     depth, columns = weights.shape
-    used = np.count_nonzero(live(weights, form.outputs), axis=0)
-    groups = float(np.sum(-(-used // (GROUP * form.unit)))) * form.unit
+    tiles = isinstance(form.product, TileProduct)
+    used, unit = np.count_nonzero(live(weights, form.outputs), axis=0), CHUNK if tiles else form.unit
+    groups = float(np.sum(-(-used // (GROUP * unit)))) * unit
     if rows == 1:
         return groups * max(_ROW_GROUP, _READ * (8 + GROUP * form.outputs))
-    each, per_sum, per_input = _COSTS[form.outputs]
+    each, per_sum = _TILE_COSTS if tiles else _COSTS[form.outputs]
     blocks, rest = divmod(rows, GROUP * isa.lanes)
     tokens = blocks * GROUP * isa.lanes + (max(_FEWEST_TOKENS, -(-rest // isa.lanes) * isa.lanes) if rest else 0)
-    return tokens * (each * groups * GROUP * form.outputs + per_input * depth) + rows * per_sum * columns
+    return tokens * (each * groups * GROUP * form.outputs + _PER_INPUT * depth) + rows * per_sum * columns
 
 
-_DENSE_TILE, _DENSE_SUM = 0.32, 20.0
+_DENSE_TILE, _DENSE_SUM = 0.28, 20.0
 _READ, _ROW_GROUP = 10.0, 500.0  # of a byte of weights from memory; of a group by a single row
 _FEWEST_TOKENS = 36  # that a group takes the time of: it waits for its inputs
-_COSTS = {4: (1.42, 70.0, 50.0), 8: (1.18, 70.0, 50.0), amx.ROWS: (0.55, 90.0, 50.0)}
-"""Of a multiply-accumulate, of a sum and of an input of a token, by outputs that share inputs."""
+_COSTS, _TILE_COSTS = {4: (1.45, 55.0), 8: (1.28, 55.0), 16: (1.15, 68.0)}, (0.35, 100.0)
+"""Of a multiply-accumulate and of a sum of a token, by outputs that share inputs."""
+_PER_INPUT = 20.0

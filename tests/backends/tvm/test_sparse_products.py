@@ -7,6 +7,7 @@ import pytest
 
 from planish.backends.tvm import gemm
 from planish.backends.tvm.build import assembly
+from planish.backends.tvm.by_column import ByColumn
 from planish.backends.tvm.isa import ISAS, TileProduct
 from planish.backends.tvm.program import lower
 from planish.backends.tvm.sparse_weights import GROUP, Form, compact, cost, dense_cost, form_of, forms
@@ -43,12 +44,14 @@ def layer(array, dtype=dtypes.u8, rows=7, zero=5, bias=True):
     return graph_of(coded(dtype, rows, array.shape[0], zero=zero), build=build)
 
 
-@pytest.fixture(params=[4, 8, 16])
+@pytest.fixture(params=[(4, False), (8, False), (16, False), (16, True)], ids=["4", "8", "16", "tiles"])
 def in_form(request, monkeypatch):
     """Has every layer take the form of so many outputs, worth it or not; the test is skipped where there is none."""
 
     def choose(isa, dtype, rows):
-        found = [form for form in forms(isa, dtype, rows) if form.outputs == request.param]
+        outputs, tiles = request.param
+        able = [form for form in forms(isa, dtype, rows) if isinstance(form.product, TileProduct) == tiles]
+        found = [form for form in able if form.outputs == outputs]
         if not found:
             pytest.skip(f"{isa.name} has no such form")
         taken: list[Form] = []
@@ -129,6 +132,24 @@ def test_what_follows_is_done_as_for_dense_products(rows, in_form):
 
     types = [coded(dtypes.u8, rows, 60, zero=9), coded(dtypes.i16, rows, 84, scale=0.002)]
     assert_exact(*graph_of(*types, build=build))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (130, 100), (192, 17)])
+@pytest.mark.parametrize("dtype", [dtypes.i8, dtypes.u8])
+def test_codes_of_whole_blocks_are_made_by_column(rows, columns, dtype, in_form, monkeypatch):
+    in_form(HOST, dtypes.u8, rows)
+    made, finish = [], ByColumn.finish
+    monkeypatch.setattr(ByColumn, "finish", lambda self, *rest: (made.append(rest), finish(self, *rest)))
+    array = matrix(60, columns, 0.3)
+    table = RNG.integers(dtype.min, dtype.max + 1, 256).astype(dtype.storage)
+
+    def build(x):
+        codes = ops.Requantize(0.05, -3, dtypes.i8)(ops.IntLinear()(x, quantised(array)))
+        return ops.Transpose((0, 2, 1))(ops.IntTable(0.02, 0, dtype)(codes, table))
+
+    graph, feeds = graph_of(coded(dtypes.u8, 1, rows, 60, zero=9), build=build)
+    assert_exact(graph, feeds)
+    assert made
 
 
 def test_a_convolution(in_form):
