@@ -20,6 +20,7 @@ from planish.passes.norms import FoldNorms, UnifyNorms
 from planish.passes.raising import OPTIONAL, RAISING
 from planish.passes.raising.projections import MergeProjections
 from planish.passes.shiftadd import AddAttention, DecodeWeights, MixExperts, ShiftAdd
+from planish.passes.sparse.drop_zero_channels import DropZeroChannels
 from planish.passes.tokens import CompressTokens
 
 cleanup = Pipeline(*(kind() for kind in CLEANUP))
@@ -83,6 +84,7 @@ PASSES: tuple[type[Pass], ...] = (
     MixExperts,
     ShiftAdd,
     DecodeWeights,
+    DropZeroChannels,
     HoistSlices,
     SplitProjections,
     Integerize,
