@@ -21,6 +21,7 @@ from planish.passes.raising import OPTIONAL, RAISING
 from planish.passes.raising.projections import MergeProjections
 from planish.passes.shiftadd import AddAttention, DecodeWeights, MixExperts, ShiftAdd
 from planish.passes.sparse.drop_zero_channels import DropZeroChannels
+from planish.passes.sparse.prune_units import PruneUnits
 from planish.passes.tokens import CompressTokens
 
 cleanup = Pipeline(*(kind() for kind in CLEANUP))
@@ -53,6 +54,10 @@ RECIPES: Mapping[str, tuple[str, Pipeline]] = {
         "default, with weights as sums of few signed powers of two, in 2 to 8 bits (needs --calib)",
         Pipeline(*_split.steps, ShiftAdd(), cleanup),
     ),
+    "shrink": (
+        "default, with fewer neurons in MLPs and, if asked for, fewer heads of attention (needs --calib)",
+        Pipeline(*_prepared.steps, PruneUnits(), Repeat(cleanup)),
+    ),
     "unify": (
         "default, then norms replaced by calibrated linear maps that the next layers take in (needs --calib)",
         Pipeline(*_prepared.steps, UnifyNorms(), Repeat(cleanup)),
@@ -84,6 +89,7 @@ PASSES: tuple[type[Pass], ...] = (
     MixExperts,
     ShiftAdd,
     DecodeWeights,
+    PruneUnits,
     DropZeroChannels,
     HoistSlices,
     SplitProjections,

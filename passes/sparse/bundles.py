@@ -106,7 +106,8 @@ def _in_order(slots: Mapping[Node, Slots]) -> dict[Node, Slots]:
             order[node] = slots[node]
             continue
         stack.append((node, True))
-        stack += [(v.node, False) for i, v in enumerate(node.operands) if i in slots[node] and v and v.node in slots]
+        read = [v.node for slot, v in enumerate(node.operands) if v is not None and slot in slots[node]]
+        stack += [(producer, False) for producer in read if producer is not None and producer in slots]
     return order
 
 
