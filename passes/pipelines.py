@@ -20,6 +20,7 @@ from planish.passes.norms import FoldNorms, UnifyNorms
 from planish.passes.raising import OPTIONAL, RAISING
 from planish.passes.raising.projections import MergeProjections
 from planish.passes.shiftadd import AddAttention, DecodeWeights, MixExperts, ShiftAdd
+from planish.passes.sparse.detect_sparsity import DetectSparsity
 from planish.passes.sparse.drop_zero_channels import DropZeroChannels
 from planish.passes.sparse.prune_units import PruneUnits
 from planish.passes.tokens import CompressTokens
@@ -90,6 +91,7 @@ PASSES: tuple[type[Pass], ...] = (
     ShiftAdd,
     DecodeWeights,
     PruneUnits,
+    DetectSparsity,
     DropZeroChannels,
     HoistSlices,
     SplitProjections,

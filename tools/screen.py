@@ -208,6 +208,8 @@ def _summary(outcome: Outcome) -> Panel:
         grid.add_row("code", outcome.written.note)
     else:
         grid.add_row("opset", f"{outcome.written.opset} ({outcome.written.note})")
+    if outcome.written.sparsity is not None:
+        grid.add_row("zeros", str(outcome.written.sparsity))
     for refused in token_screen.refusals(outcome.context.records):
         grid.add_row("tokens", Text(str(refused), style="yellow"))
     for report in outcome.context.reports:
@@ -257,6 +259,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "pipeline": str(job.pipeline),
         "opset": outcome.written.opset,
         "opset_reason": outcome.written.note,
+        "sparsity": None if outcome.written.sparsity is None else outcome.written.sparsity.to_dict(),
         "nodes": {"before": outcome.before.nodes, "after": outcome.after.nodes},
         "ops": {"before": dict(outcome.before.ops), "after": dict(outcome.after.ops)},
         "understood": dict(outcome.understood),
