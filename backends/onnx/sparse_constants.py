@@ -34,9 +34,8 @@ def spread(e: Emitter, data: Data, name: str) -> onnx.Value | None:
     if stored + _NODES > _WORTH * array.nbytes:
         return None
     bits = e.op("Cast", plane(e, kept.astype(np.uint8), 1, f"{name}.kept"), to=int(onnx.DataType.INT32))
-    numbers = e.op(
-        "Mul", bits, e.op("CumSum", bits, e.constant(np.asarray(0, np.int64), "axis"))
-    )  # 0: the row of zeros
+    counted = e.op("CumSum", bits, e.constant(np.asarray(0, np.int64), "axis"))
+    numbers = e.op("Mul", bits, counted)  # of the blocks that are there, from 1 on; 0 is a block of zeros
     table = np.concatenate([np.zeros((1, length), array.dtype), flat[kept]])
     whole = e.op("Gather", e.constant(table, f"{name}.blocks"), numbers)
     rows = e.op("Reshape", whole, e.ints((*cut.shape[:-2], cut.shape[-2] * length)))
