@@ -15,8 +15,9 @@ from rich.text import Text
 from planish.passes.norms.unify_report import UnifyReport
 from planish.passes.shiftadd.add_attention import AddAttentionReport
 from planish.passes.shiftadd.report import ShiftAddReport
+from planish.passes.sparse.units_report import UnitsReport
 from planish.passes.tokens.report import CompressReport
-from planish.tools import attention_screen, codebook_screen, forms_screen, token_screen
+from planish.tools import attention_screen, codebook_screen, forms_screen, token_screen, units_screen
 from planish.tools.accuracy_control import Controlled, table_rows
 from planish.tools.agreement import agreement
 from planish.tools.compiling import Outcome
@@ -69,6 +70,8 @@ def render(outcome: Outcome, *, times: bool = False) -> Group:
             parts.append(forms_screen.table(report))
         elif isinstance(report, AddAttentionReport):
             parts.append(attention_screen.table(report))
+        elif isinstance(report, UnitsReport):
+            parts += units_screen.tables(report)
     parts.append(_summary(outcome))
     return Group(*parts)
 
@@ -217,6 +220,8 @@ def _summary(outcome: Outcome) -> Panel:
             grid.add_row("tokens", token_screen.summary(report))
         elif isinstance(report, ShiftAddReport):
             grid.add_row("weights", codebook_screen.summary(report))
+        elif isinstance(report, UnitsReport):
+            grid.add_row("units", units_screen.summary(report))
     grid.add_row("agreement", _agreement(outcome.verification, outcome.unverified))
     if outcome.measurements is not None:
         grid.add_row("speed", speed_line(outcome.measurements))
@@ -270,6 +275,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "norms": [r.to_dict() for r in outcome.context.reports if isinstance(r, UnifyReport)],
         "tokens": [r.to_dict() for r in outcome.context.reports if isinstance(r, CompressReport)],
         "codebooks": [r.to_dict() for r in outcome.context.reports if isinstance(r, ShiftAddReport)],
+        "units": [r.to_dict() for r in outcome.context.reports if isinstance(r, UnitsReport)],
         "forms": [r.to_dict() for r in outcome.context.reports if isinstance(r, FormsReport)],
         "attention": [r.to_dict() for r in outcome.context.reports if isinstance(r, AddAttentionReport)],
         "tokens_refused": [asdict(refused) for refused in token_screen.refusals(outcome.context.records)],
