@@ -14,6 +14,11 @@ from planish.ir.op import constant
 from planish.passes.sparse.bundles import Bundle
 from planish.passes.sparse.unit_rules import CONVOLUTIONS, PRODUCTS, Place, Slots
 
+_COUNTING = (
+    *(ops.ReduceSum, ops.IntReduceSum, ops.Softmax, ops.LogSoftmax, ops.IntSoftmax, ops.Shiftmax, ops.MatMul),
+    *(ops.IntMatMul, ops.IntWeightedMean, ops.AveragePool, *CONVOLUTIONS),
+)
+
 
 @dataclass(frozen=True)
 class Known:
@@ -100,13 +105,14 @@ def _computed(bundle: Bundle, node: Node, slots: Slots, found: Mapping[Value, Kn
     op = node.op
     if isinstance(op, ops.Attention):
         return _attended(bundle, node, slots, found)
+    counts = _counts(node)
     masks: list[np.ndarray] = []
     arrays: list[np.ndarray | None] = []
     for slot, value in enumerate(node.operands):
         data, known = constant(value), None if value is None else found.get(value)
         if value is None or data is not None:
             array, mask = None if data is None else data.numpy(), np.ones(bundle.units, np.bool_)
-        elif known is not None:
+        elif known is not None and not counts:
             array, mask = known.array, known.units
         else:
             shape = _shape(value) if slot in slots else None
@@ -129,6 +135,21 @@ def _computed(bundle: Bundle, node: Node, slots: Slots, found: Mapping[Value, Kn
     except (VerifyError, ValueError, IndexError):
         return None  # sums of what isn't known may leave 32 bits; shapes may not fit one sample
     return Known(result, mask) if np.shape(result) == _shape(node.result) else None
+
+
+def _counts(node: Node) -> bool:
+    """True if what an op makes of constants depends on an extent that isn't known: of sums, and of what is padded."""
+    if not isinstance(node.op, _COUNTING):
+        return False
+    unknown = [dim for value in node.inputs for dim in value.tensor.dims[1:] if not isinstance(dim, int)]
+    if isinstance(node.op, (*CONVOLUTIONS, ops.AveragePool)):
+        return bool(unknown)
+    rank = len(node.inputs[0].tensor.dims)
+    axes = getattr(node.op, "axes", (getattr(node.op, "axis", -1),))
+    first = [axis for axis in axes if axis % rank == 0]
+    if len(node.inputs) > 1 and len(node.inputs[1].tensor.dims) == 2:
+        first = [0]  # the rows of a second factor
+    return bool(unknown) or (bool(first) and not all(isinstance(v.tensor.dims[0], int) for v in node.inputs))
 
 
 def _attended(bundle: Bundle, node: Node, slots: Slots, found: Mapping[Value, Known]) -> Known | None:

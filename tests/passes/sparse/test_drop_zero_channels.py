@@ -194,6 +194,45 @@ def test_a_residual_stream_is_left_alone_with_a_reason():
     check_unchanged(DropZeroChannels(), text, "LayerNorm mixes them", constants={"w": without(f32(4, 4), 1, 2)})
 
 
+@pytest.mark.parametrize("extent", ["n", 5])
+def test_a_sum_over_an_unknown_extent_is_no_constant(extent) -> None:
+    text = f"""
+        def main(x: f32[2, {extent}, 3]):
+            w: f32[3, 4] = Const('w')
+            b: f32[4] = Const('b')
+            y: f32[2, {extent}, 4] = Linear()(x, w, b)
+            s: f32[2, 4] = ReduceSum(axes=(-2,), keepdims=False)(y)
+            v: f32[4, 2] = Const('v')
+            r: f32[2, 2] = Linear()(s, v)
+            return r
+        """
+    graph = read(text, {"w": without(f32(3, 4), 1, 2), "b": f32(4), "v": f32(4, 2)})
+    feed = random_feeds(graph, {"n": 5})
+    expected = interpret(graph, feed)["r"]
+    assert DropZeroChannels().run(graph, Context()).count == (extent == 5)
+    np.testing.assert_allclose(interpret(graph, feed)["r"], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("extent", ["n", 7])
+def test_what_padding_makes_of_a_constant_depends_on_the_extent(extent) -> None:
+    plain, padded = (f"strides=(1, 1), pads=({p}, {p}, {p}, {p}), dilations=(1, 1)" for p in (0, 1))
+    text = f"""
+        def main(x: f32[1, 3, {extent}, {extent}]):
+            w: f32[4, 3, 1, 1] = Const('w')
+            b: f32[4] = Const('b')
+            y: f32[1, 4, {extent}, {extent}] = Conv({plain}, group=1)(x, w, b)
+            d: f32[4, 1, 3, 3] = Const('d')
+            p: f32[1, 4, {extent}, {extent}] = Conv({padded}, group=4)(y, d)
+            z: f32[2, 4, 1, 1] = Const('z')
+            q: f32[1, 2, {extent}, {extent}] = Conv({plain}, group=1)(p, z)
+            return q
+        """
+    constants = {"w": without(f32(4, 3, 1, 1), 0, 2), "b": f32(4), "d": f32(4, 1, 3, 3), "z": f32(2, 4, 1, 1)}
+    check_unchanged(DropZeroChannels(), text, constants=constants)
+    graph = read(text, {**constants, "d": without(constants["d"], 0, 1)})
+    assert DropZeroChannels().run(graph, Context()).count == 1
+
+
 def test_one_unit_stays_where_none_is_needed():
     w, v = np.zeros((3, 6), np.float32), f32(6, 2)
     constants = {"w": w, "b": f32(6), "s": f32(6), "v": v, "c": f32(2)}
