@@ -22,6 +22,8 @@ from planish.passes.raising.projections import MergeProjections
 from planish.passes.shiftadd import AddAttention, DecodeWeights, MixExperts, ShiftAdd
 from planish.passes.sparse import DetectSparsity, Prune
 from planish.passes.sparse.armor_prune import ArmorPrune
+from planish.passes.sparse.drop_zero_channels import DropZeroChannels
+from planish.passes.sparse.prune_units import PruneUnits
 from planish.passes.tokens import CompressTokens
 
 cleanup = Pipeline(*(kind() for kind in CLEANUP))
@@ -58,6 +60,10 @@ RECIPES: Mapping[str, tuple[str, Pipeline]] = {
         "default, with weights set to zero in blocks that compiled kernels skip (needs --calib)",
         Pipeline(*_split.steps, Prune(), cleanup),
     ),
+    "shrink": (
+        "default, with fewer neurons in MLPs and, if asked for, fewer heads of attention (needs --calib)",
+        Pipeline(*_prepared.steps, PruneUnits(), Repeat(cleanup)),
+    ),
     "unify": (
         "default, then norms replaced by calibrated linear maps that the next layers take in (needs --calib)",
         Pipeline(*_prepared.steps, UnifyNorms(), Repeat(cleanup)),
@@ -89,9 +95,11 @@ PASSES: tuple[type[Pass], ...] = (
     MixExperts,
     ShiftAdd,
     DecodeWeights,
+    PruneUnits,
+    DropZeroChannels,
     Prune,
-    DetectSparsity,
     ArmorPrune,
+    DetectSparsity,
     HoistSlices,
     SplitProjections,
     Integerize,

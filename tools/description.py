@@ -68,6 +68,7 @@ def describe(outcome: Outcome, folder: Path, graph: Graph) -> manifests.Manifest
         tokens=tuple(_tokens(report) for report in outcome.context.reports if isinstance(report, CompressReport)),
         codebooks=tuple(_codebooks(r) for r in outcome.context.reports if isinstance(r, ShiftAddReport)),
         zeros=tuple(_zeros(r) for r in outcome.context.reports if isinstance(r, PruneReport)),
+        sparsity=None if (label := outcome.written.sparsity) is None else manifests.SparsityEntry(**label.to_dict()),
         seed=job.seed,
         calibration=None if data is None else manifests.CalibrationEntry(source=data.source, digest=data.digest()),
         verification=None if outcome.verification is None else outcome.verification.to_dict(),

@@ -127,6 +127,21 @@ class ZerosEntry(_Record):
     reported: dict[str, float | None]
 
 
+class SparsityEntry(_Record):
+    """Weights with zeros in a file for ONNX Runtime, where they make nothing faster.
+
+    zeros: their share in these weights. bytes_smaller: by how much the file is smaller than with all zeros in it.
+    two_of_four: weights of which at least half is zero; eligible: how many of these TensorRT can skip zeros of.
+    """
+
+    label: str
+    weights: int
+    zeros: float
+    bytes_smaller: int
+    two_of_four: int
+    eligible: int
+
+
 class Manifest(_Record):
     """Everything that is reproducible about an artifact."""
 
@@ -145,6 +160,7 @@ class Manifest(_Record):
     tokens: tuple[TokensEntry, ...] = ()
     codebooks: tuple[CodebooksEntry, ...] = ()
     zeros: tuple[ZerosEntry, ...] = ()
+    sparsity: SparsityEntry | None = None
     seed: int = 0
     calibration: CalibrationEntry | None = None
     verification: dict[str, Any] | None = None

@@ -16,8 +16,9 @@ from planish.passes.norms.unify_report import UnifyReport
 from planish.passes.shiftadd.add_attention import AddAttentionReport
 from planish.passes.shiftadd.report import ShiftAddReport
 from planish.passes.sparse.report import PruneReport
+from planish.passes.sparse.units_report import UnitsReport
 from planish.passes.tokens.report import CompressReport
-from planish.tools import attention_screen, codebook_screen, forms_screen, pruning_screen, token_screen
+from planish.tools import attention_screen, codebook_screen, forms_screen, pruning_screen, token_screen, units_screen
 from planish.tools.accuracy_control import Controlled, table_rows
 from planish.tools.agreement import agreement
 from planish.tools.compiling import Outcome
@@ -72,6 +73,8 @@ def render(outcome: Outcome, *, times: bool = False) -> Group:
             parts.append(forms_screen.table(report))
         elif isinstance(report, AddAttentionReport):
             parts.append(attention_screen.table(report))
+        elif isinstance(report, UnitsReport):
+            parts += units_screen.tables(report)
     parts.append(_summary(outcome))
     return Group(*parts)
 
@@ -211,6 +214,8 @@ def _summary(outcome: Outcome) -> Panel:
         grid.add_row("code", outcome.written.note)
     else:
         grid.add_row("opset", f"{outcome.written.opset} ({outcome.written.note})")
+    if outcome.written.sparsity is not None:
+        grid.add_row("zeros", str(outcome.written.sparsity))
     for refused in token_screen.refusals(outcome.context.records):
         grid.add_row("tokens", Text(str(refused), style="yellow"))
     for report in outcome.context.reports:
@@ -220,6 +225,8 @@ def _summary(outcome: Outcome) -> Panel:
             grid.add_row("weights", codebook_screen.summary(report))
         elif isinstance(report, PruneReport):
             grid.add_row("weights", pruning_screen.summary(report))
+        elif isinstance(report, UnitsReport):
+            grid.add_row("units", units_screen.summary(report))
     grid.add_row("agreement", _agreement(outcome.verification, outcome.unverified))
     if outcome.measurements is not None:
         grid.add_row("speed", speed_line(outcome.measurements))
@@ -262,6 +269,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "pipeline": str(job.pipeline),
         "opset": outcome.written.opset,
         "opset_reason": outcome.written.note,
+        "sparsity": None if outcome.written.sparsity is None else outcome.written.sparsity.to_dict(),
         "nodes": {"before": outcome.before.nodes, "after": outcome.after.nodes},
         "ops": {"before": dict(outcome.before.ops), "after": dict(outcome.after.ops)},
         "understood": dict(outcome.understood),
@@ -273,6 +281,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "tokens": [r.to_dict() for r in outcome.context.reports if isinstance(r, CompressReport)],
         "codebooks": [r.to_dict() for r in outcome.context.reports if isinstance(r, ShiftAddReport)],
         "zeros": [r.to_dict() for r in outcome.context.reports if isinstance(r, PruneReport)],
+        "units": [r.to_dict() for r in outcome.context.reports if isinstance(r, UnitsReport)],
         "forms": [r.to_dict() for r in outcome.context.reports if isinstance(r, FormsReport)],
         "attention": [r.to_dict() for r in outcome.context.reports if isinstance(r, AddAttentionReport)],
         "tokens_refused": [asdict(refused) for refused in token_screen.refusals(outcome.context.records)],

@@ -18,6 +18,7 @@ from planish.tools.buckets import batch_of, variants_of
 from planish.tools.measure import cpu_name
 from planish.tools.no_multiply import certified
 from planish.tools.sessions import MODEL_FILE
+from planish.tools.sparsity_label import SparsityLabel, compacted, sparsity_label
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Written:
     """What was written. model: what to open. files: all that counts as the model, TVM's runtime doesn't.
 
     opset: of an ONNX file, None for machine code. note: how the form was chosen. compiled: what the manifest says of
-    machine code.
+    machine code. sparsity: what an ONNX file gains from zeros of its weights, None where there are few.
     """
 
     model: Path
@@ -34,6 +35,7 @@ class Written:
     opset: int | None
     note: str
     compiled: dict[str, Any] | None = None
+    sparsity: SparsityLabel | None = None
 
 
 def write_for(
@@ -49,11 +51,13 @@ def write_for(
     Raises UnsupportedOp where the target has no form of an op or TVM isn't installed, LoweringError if it fails.
     """
     if not target.compiled:
-        model = write(graph, folder / MODEL_FILE, opset=opset, spellings=target.spellings)
+        spellings = compacted(graph, target.spellings)
+        model = write(graph, folder / MODEL_FILE, opset=opset, spellings=spellings)
+        label = sparsity_label(graph, model.files, spellings, opset)
         note = model.opset_reason
         if not target.spellings.multiply:
             note += f"; {certified(folder / MODEL_FILE).summary}"
-        return Written(folder / MODEL_FILE, tuple(model.files), model.ops, model.opset, note)
+        return Written(folder / MODEL_FILE, tuple(model.files), model.ops, model.opset, note, sparsity=label)
     try:
         from planish.backends.tvm.isa import isa_named
         from planish.backends.tvm.library import write_library

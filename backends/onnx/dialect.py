@@ -24,6 +24,7 @@ class Spellings:
     contrib: ONNX Runtime's own ops may stand in where the operator set lacks the standard one.
     unskipped: a sum that a layer normalisation alone reads is a Sum of two operands, which ONNX Runtime leaves alone;
     it makes one SkipLayerNormalization of an Add and the normalisation.
+    compact: weights with zeros are stored without them, for runtimes that fold constants as they load a model.
     multiply: False writes integer ops in shifts, additions, comparisons and look-ups only, and refuses all others.
     """
 
@@ -36,6 +37,7 @@ class Spellings:
     rotary: Choice = "standard"
     contrib: bool = False
     unskipped: bool = False
+    compact: bool = False
     multiply: bool = True
 
 

@@ -71,7 +71,7 @@ def _numbers(e: Emitter, numbers: np.ndarray, bits: int, name: str) -> onnx.Valu
     """uint8[n] below 2**bits, from planes of packed bits."""
     total, low = None, 0
     for width in _WIDTHS[bits]:
-        part = _plane(e, (numbers >> low) & ((1 << width) - 1), width, name)
+        part = plane(e, (numbers >> low) & ((1 << width) - 1), width, name)
         if low:
             part = e.op("BitShift", part, e.constant(np.asarray(low, np.uint8), "shift"), direction="LEFT")
         total, low = part if total is None else e.op("Add", total, part), low + width
@@ -79,7 +79,7 @@ def _numbers(e: Emitter, numbers: np.ndarray, bits: int, name: str) -> onnx.Valu
     return total
 
 
-def _plane(e: Emitter, numbers: np.ndarray, width: int, name: str) -> onnx.Value:
+def plane(e: Emitter, numbers: np.ndarray, width: int, name: str) -> onnx.Value:
     """uint8[n] below 2**width, from bytes that hold several of them each."""
     each = 8 // width
     count = -(-len(numbers) // each)

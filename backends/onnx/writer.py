@@ -25,6 +25,7 @@ from planish.backends.onnx import (
     lower_shift_add,
     lower_tokens,
     packed_codes,
+    sparse_constants,
     stream,
     without_multiply,
 )
@@ -117,7 +118,7 @@ def _build(graph: Graph, choice: OpsetChoice, spellings: Spellings) -> onnx.Mode
     names = Names(interface.names | set(inner_names(graph)))
     dialect = Dialect(choice.opset, spellings)
     if spellings.multiply:
-        e = Emitter(dialect, names, LOWERINGS, packed_codes.unpacked)
+        e = Emitter(dialect, names, LOWERINGS, _compact if spellings.compact else packed_codes.unpacked)
     else:
         e = Emitter(dialect, names, without_multiply.LOWERINGS)
     inputs = [interface.value(value.hint, value) for value in graph.inputs]
@@ -136,6 +137,10 @@ def _build(graph: Graph, choice: OpsetChoice, spellings: Spellings) -> onnx.Mode
     outputs = [interface.output(e, name, v) for name, v in zip(interface.outputs, terminal.inputs, strict=True)]
     e.sweep(outputs)
     return _model(graph, choice.opset, e, inputs, outputs, interface.initializers(inputs))
+
+
+def _compact(e: Emitter, data: Data, name: str) -> onnx.Value | None:
+    return packed_codes.unpacked(e, data, name) or sparse_constants.spread(e, data, name)
 
 
 def _model(

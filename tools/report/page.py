@@ -57,6 +57,8 @@ def _summary(outcome: Outcome) -> list[tuple[str, str]]:
         ("nodes", f"{outcome.before.nodes} → {outcome.after.nodes}"),
         ("agreement", f"not verified: {outcome.unverified}" if verified is None else agreement(verified)),
     ]
+    if outcome.written.sparsity is not None:
+        rows.append(("zeros", str(outcome.written.sparsity)))
     if outcome.measurements is not None:
         rows.append(("speed", speed_line(outcome.measurements).plain))
     return rows
