@@ -1,0 +1,367 @@
+"""ReluMLP for few rows: weights of neurons that are 0 for sure are not read.
+
+A neuron is met up to three times: an int8 copy of what the rectifier reads bounds its value from above
+(`planish.ir.screening`); if the bound is above 0, its value is computed; if that is above 0 too, its row of w_down is
+added to the result. Neurons are cut into pieces, the same ones whatever is left out, which are summed for themselves,
+neuron by neuron, and added up in the end. A neuron left out would add zeros, so the sums are the same to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from planish.backends.tvm.epilogue import Context, Epilogue, chunks
+from planish.backends.tvm.expressions import Reader, shape_of, unravelled
+from planish.backends.tvm.float_math import real
+from planish.backends.tvm.isa import Isa, reduced
+from planish.backends.tvm.lanes import vector
+from planish.backends.tvm.plain import variable
+from planish.backends.tvm.region import Region
+from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
+from planish.ir import ops
+from planish.ir.graph import Value
+from planish.ir.op import constant
+from planish.ir.screening import LEAST, MOST, Screen, screen
+
+MOST_ROWS = 4  # that are computed together; with more, hardly a neuron gives 0 for all of them
+_PIECES, _PIECE = 32, 128  # of the neurons, at most; neurons of one, at least
+_TOGETHER = 4  # neurons that are screened at a time
+_ROUNDER, _ROUNDER_BITS = 1.5 * 2.0**23, 0x4B400000  # adding it leaves an integer in the low bits
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Sizes and shared arrays. depth: K in whole steps. width: N in whole vectors. deep: vectors in a step along K.
+
+    x: float32[height, depth]. cut: float32[height], what a value must not exceed for its neuron to be left out: 0, or
+    NaN where nothing may be.
+    """
+
+    isa: Isa
+    height: int
+    depth: int
+    width: int
+    deep: int
+    pieces: int
+    each: int
+    x: Expr
+    cut: Expr
+
+    @property
+    def lanes(self) -> int:
+        return self.isa.lanes
+
+
+@dataclass(frozen=True)
+class _Screened:
+    """Inputs as integers, int16[height, depth], and what bounds are made of, float32[height, 4]; the constants."""
+
+    codes: Expr
+    bounds: Expr
+    weights: Expr
+    steps: Expr
+    offsets: Expr
+    spreads: Expr
+    worsts: Expr
+    norms: Expr
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Weights of a layer, a neuron a row, float32[pieces * each, depth], and its bias."""
+
+    weights: Expr
+    bias: Expr
+
+    def at(self, work: _Work, neuron: Expr) -> list[Expr]:
+        """The value of a neuron for each row."""
+        lanes, deep = work.lanes, work.deep
+        sums = [T.alloc_buffer((deep * lanes,), "float32", scope="global") for _ in range(work.height)]
+        for total in sums:
+            T.buffer_store(total, T.Broadcast(real(0), deep * lanes), [T.Ramp(0, 1, deep * lanes)])
+        with T.serial(0, work.depth // (deep * lanes)) as step:
+            for v in range(deep):
+                place, own = T.Ramp((step * deep + v) * lanes, 1, lanes), T.Ramp(v * lanes, 1, lanes)
+                for row, total in enumerate(sums):
+                    T.buffer_store(total, T.fma(work.x[row, place], self.weights[neuron, place], total[own]), [own])
+        found = []
+        for total in sums:
+            half = deep * lanes // 2
+            while half:
+                left, right = (T.Ramp(0, 1, half), T.Ramp(half, 1, half)) if half > 1 else (0, 1)
+                T.buffer_store(total, total[left] + total[right], [left])
+                half //= 2
+            found.append(total[0] + self.bias[neuron])
+        return found
+
+
+def relu_mlp(region: Region, context: Context) -> Kernel:
+    """The kernel of a ReluMLP with constant weights; more than a few rows go a few at a time, without screening."""
+    node = region.anchor
+    assert node is not None
+    assert isinstance(node.op, ops.ReluMLP)
+    x, w_up, w_down, b_up, b_down, w_gate, b_gate = (*node.operands, *[None] * (7 - len(node.operands)))
+    assert x is not None
+    *outer, depth = shape_of(x)
+    rows, isa, scope = math.prod(outer), context.isa, Scope()
+    neurons, columns = shape_of(_known(w_down))
+    height = min(max(rows, 1), MOST_ROWS)
+    deep = min(4, isa.registers // (2 * height))
+    pieces = max(1, min(_PIECES, -(-neurons // _PIECE)))
+    each = _whole(-(-neurons // pieces), max(isa.lanes, _TOGETHER))
+    size = max(1, -(-neurons // each)), each
+    padded = _whole(depth, deep * isa.lanes), _whole(columns, isa.lanes)
+    skips = node.op.skip and rows <= MOST_ROWS and isa.multiplies and _is_safe(w_up, w_down, b_up, w_gate)
+    first = (w_up, b_up) if w_gate is None else (w_gate, b_gate)
+    work = _Work(
+        isa, height, *padded, deep, *size,
+        scope.scratch((height, padded[0]), "float32"), scope.scratch((height,), "float32"),
+    )  # fmt: skip
+    layers = [_layer(scope, work, *first)] + ([] if w_gate is None else [_layer(scope, work, w_up, b_up)])
+    down = scope.constant("down", _padded(_array(w_down), math.prod(size), padded[1]))
+    sums = scope.scratch((work.pieces, height, work.width), "float32")
+    with IRBuilder() as builder, T.seq_scope(), T.serial(0, -(-rows // height)) as block:
+        _read(scope, context, work, x, block, rows)
+        screened = _quantized(scope, work, depth, _screen(*first)) if skips else None
+        if not skips:
+            for row in range(height):
+                T.buffer_store(work.cut, real(math.nan), [row])
+        _in_pieces(scope, work, screened, layers, down, sums)
+        for row in range(height):
+            number = block * height + row
+            if rows % height == 0:
+                _finish(scope, region, context, work, sums, b_down, number, row, outer, columns)
+                continue
+            with T.If(number < rows), T.Then():
+                _finish(scope, region, context, work, sums, b_down, number, row, outer, columns)
+    return scope.finish(builder, region.result)
+
+
+def _read(scope: Scope, context: Context, work: _Work, x: Value, block: Expr, rows: int) -> None:
+    """Copy some rows of x, zeros behind their ends, and zeros for rows that aren't there."""
+    *outer, depth = shape_of(x)
+    reader = Reader(scope, context.stored, {})
+    for row in range(work.height):
+        number = block * work.height + row
+        if rows % work.height:
+            number = T.min(number, rows - 1)
+        for start, count in chunks(depth, 2 * work.lanes):
+            with vector(count) as lane:
+                element = reader.at(x, (*unravelled(number, outer), start + lane))
+                T.buffer_store(work.x, element, [row, start + lane])
+        for start, count in chunks(work.depth - depth, 2 * work.lanes):
+            with vector(count) as lane:
+                T.buffer_store(work.x, real(0), [row, depth + start + lane])
+
+
+def _quantized(scope: Scope, work: _Work, depth: int, found: Screen) -> _Screened:
+    """Inputs as integers, and for each row bounds of its norms, the step of the integers, and the noise per norm."""
+    lanes, count = work.lanes, work.pieces * work.each
+    codes = scope.scratch((work.height, work.depth), "int16")
+    bounds = scope.scratch((work.height, 4), "float32")
+    every = T.Ramp(0, 1, lanes)
+    for row in range(work.height):
+        parts = [T.alloc_buffer((lanes,), "float32", scope="global") for _ in range(3)]
+        greatest, one, two = parts
+        for part in parts:
+            T.buffer_store(part, T.Broadcast(real(0), lanes), [every])
+        with T.serial(0, work.depth // lanes) as step:
+            x = work.x[row, T.Ramp(step * lanes, 1, lanes)]
+            zero = T.Broadcast(real(0), lanes)
+            size = T.Select(x < zero, zero - x, x)
+            T.buffer_store(greatest, T.Select(size > greatest[every], size, greatest[every]), [every])
+            T.buffer_store(one, one[every] + size, [every])
+            T.buffer_store(two, T.fma(x, x, two[every]), [every])
+        most, total, squares = (variable("float32", part[0]) for part in parts)
+        for lane in range(1, lanes):
+            T.buffer_store(most, T.Select(greatest[lane] > most[0], greatest[lane], most[0]), [0])
+            T.buffer_store(total, total[0] + one[lane], [0])
+            T.buffer_store(squares, squares[0] + two[lane], [0])
+        norm = variable("float32", T.sqrt(squares[0]) * real(float(found.slack)))
+        step = variable("float32", most[0] * real(float(np.float32(1 / found.levels))))
+        noise = real(float(found.rounding)) * norm[0] + real(float(found.coarse)) * step[0]
+        for place, value in enumerate((total[0] * real(float(found.slack)), norm[0], step[0], noise)):
+            T.buffer_store(bounds, value, [row, place])
+        usable = T.And(most[0] > real(LEAST), norm[0] < real(MOST))  # false for NaN
+        T.buffer_store(work.cut, T.Select(usable, real(0), real(math.nan)), [row])
+        factor = variable("float32", T.Select(usable, real(found.levels) / most[0], real(0)))
+        for start, width in chunks(work.depth, lanes):
+            with vector(width) as lane:
+                q = work.x[row, start + lane] * factor[0]
+                q = T.Select(q < real(found.levels), q, real(found.levels))  # also where it is NaN
+                q = T.Select(q > real(-found.levels), q, real(-found.levels))
+                rounded = T.reinterpret("int32", q + real(_ROUNDER)) - T.int32(_ROUNDER_BITS)
+                T.buffer_store(codes, T.cast(rounded, "int16"), [row, start + lane])
+    vectors = {name: getattr(found, name) for name in ("steps", "offsets", "spreads", "worsts", "norms")}
+    vectors["offsets"] = np.concatenate([vectors["offsets"], np.full(count - len(found.codes), -1, np.float32)])
+    constants = {name: scope.constant(name, _padded(array, count)) for name, array in vectors.items()}
+    return _Screened(codes, bounds, scope.constant("codes", _padded(found.codes, count, work.depth)), **constants)
+
+
+def _in_pieces(
+    scope: Scope, work: _Work, screened: _Screened | None, layers: list[_Layer], down: Expr, sums: Expr
+) -> None:
+    """Sums [pieces, height, width] of each piece of the neurons, pieces in parallel."""
+    listed = scope.scratch((work.pieces, work.each + 1), "int32")
+    hidden = scope.scratch((work.pieces, work.each + 1, work.height), "float32")
+    flags = scope.scratch((work.pieces, work.each), "int32")
+    exact = scope.scratch((work.pieces, work.height, work.each), "int32")
+    with T.parallel(0, work.pieces) as piece:
+        count = variable("int32", T.int32(0))
+        if screened is not None:
+            _flag(work, screened, piece, exact, flags)
+        with T.serial(0, work.each) as place:
+            T.buffer_store(listed, piece * work.each + place, [piece, count[0]])
+            step = T.int32(1) if screened is None else flags[piece, place]
+            T.buffer_store(count, count[0] + step, [0])
+        kept = variable("int32", T.int32(0))
+        with T.serial(0, count[0]) as i:
+            neuron = variable("int32", listed[piece, i])
+            values = [variable("float32", value) for value in layers[0].at(work, neuron[0])]
+            T.buffer_store(listed, neuron[0], [piece, kept[0]])
+            for row, value in enumerate(values):
+                positive = T.Select(value[0] <= real(0), real(0), value[0])  # NaN stays
+                T.buffer_store(hidden, positive, [piece, kept[0], row])
+            T.buffer_store(kept, kept[0] + _counts(work, [value[0] for value in values]), [0])
+        for layer in layers[1:]:
+            with T.serial(0, kept[0]) as i:
+                for row, value in enumerate(layer.at(work, listed[piece, i])):
+                    T.buffer_store(hidden, hidden[piece, i, row] * value, [piece, i, row])
+        _add_up(work, piece, kept, listed, hidden, down, sums)
+
+
+def _flag(work: _Work, screened: _Screened, piece: Expr, exact: Expr, flags: Expr) -> None:
+    """Write 0 for neurons of a piece that are proved to give 0 for all rows, 1 for the others."""
+    product, lanes = work.isa.words_product, work.lanes
+    wide, every = lanes * product.group, T.Ramp(0, 1, lanes)
+    with T.serial(0, work.each // _TOGETHER) as group:
+        sums = [[T.alloc_buffer((lanes,), "int32", scope="global") for _ in range(work.height)] for _ in range(_TOGETHER)]
+        for acc in (acc for row in sums for acc in row):
+            T.buffer_store(acc, T.Broadcast(T.int32(0), lanes), [every])
+        with T.serial(0, work.depth // wide) as step:
+            place = T.Ramp(step * wide, 1, wide)
+            for i, row in enumerate(sums):
+                panel = screened.weights[piece * work.each + group * _TOGETHER + i, place]
+                for r, acc in enumerate(row):
+                    x = screened.codes[r, place]
+                    if product.intrinsic:
+                        total = product.of_vectors(acc[every], x, panel, lanes)
+                    else:
+                        total = acc[every] + T.Cast(f"int32x{lanes}", x) * T.Cast(f"int32x{lanes}", panel)
+                    T.buffer_store(acc, total, [every])
+        for i, row in enumerate(sums):
+            for r, acc in enumerate(row):
+                T.buffer_store(exact, reduced("add", acc, lanes), [piece, r, group * _TOGETHER + i])
+    for start, width in chunks(work.each, lanes):
+        with vector(width) as lane:
+            place = start + lane
+            neuron = piece * work.each + place
+            bounds = []
+            for r in range(work.height):
+                one, norm, step, noise = (screened.bounds[r, i] for i in range(4))
+                spread, worst = screened.spreads[neuron] * norm, screened.worsts[neuron] * one
+                radius = T.Select(spread < worst, spread, worst) + screened.norms[neuron] * noise
+                term = T.cast(exact[piece, r, place], "float32") * step
+                bounds.append(T.fma(term, screened.steps[neuron], screened.offsets[neuron]) + radius)
+            T.buffer_store(flags, _counts(work, bounds), [piece, place])
+
+
+def _counts(work: _Work, values: list[Expr]) -> Expr:
+    """0 if no value exceeds what lets its neuron be left out, else 1; so also for NaN."""
+    found: Expr = T.int32(0)
+    for row, value in enumerate(values):
+        found = T.Select(value <= work.cut[row], found, T.int32(1))
+    return found
+
+
+def _add_up(work: _Work, piece: Expr, kept: Expr, listed: Expr, hidden: Expr, down: Expr, sums: Expr) -> None:
+    """The sums of a piece: for each neuron that is left, its row of w_down times its value."""
+    lanes = work.lanes
+    for row in range(work.height):
+        with T.serial(0, work.width // lanes) as step:
+            T.buffer_store(sums, T.Broadcast(real(0), lanes), [piece, row, T.Ramp(step * lanes, 1, lanes)])
+    with T.serial(0, kept[0]) as i:
+        neuron = variable("int32", listed[piece, i])
+        with T.serial(0, work.width // lanes) as step:
+            place = T.Ramp(step * lanes, 1, lanes)
+            for row in range(work.height):
+                factor = T.Broadcast(hidden[piece, i, row], lanes)
+                T.buffer_store(sums, T.fma(factor, down[neuron[0], place], sums[piece, row, place]), [piece, row, place])
+
+
+def _finish(
+    scope: Scope,
+    region: Region,
+    context: Context,
+    work: _Work,
+    sums: Expr,
+    bias: Value | None,
+    number: Expr,
+    row: int,
+    outer: list[int],
+    columns: int,
+) -> None:
+    """Add the pieces up for a row, and write what follows."""
+    reader = Reader(scope, context.stored, {})
+    for start, count in chunks(columns, 2 * work.lanes):
+        total = T.alloc_buffer((count,), "float32", scope="global")
+        with vector(count) as lane:
+            T.buffer_store(total, real(0), [lane])  # also makes 0 of -0, which a neuron left out might change
+        with T.serial(0, work.pieces) as piece, vector(count) as lane:
+            T.buffer_store(total, total[lane] + sums[piece, row, start + lane], [lane])
+
+        def at(lane: Expr, start: Expr = start) -> Index:
+            return (*unravelled(number, outer), start + lane)
+
+        def done(where: Index, total: Expr = total, start: Expr = start) -> Expr:
+            found = total[where[-1] - start]
+            return found if bias is None else found + reader.at(bias, (where[-1],))
+
+        Epilogue(scope, region, context, done).write_lanes(at, count)
+
+
+def _layer(scope: Scope, work: _Work, weights: Value | None, bias: Value | None) -> _Layer:
+    """A layer of the op, [K, F], as rows of neurons."""
+    count = work.pieces * work.each
+    array, b = _array(weights), np.zeros(0, np.float32) if bias is None else _array(bias)
+    rows = scope.constant((weights, "rows"), _padded(array.T, count, work.depth))
+    return _Layer(rows, scope.constant((weights, "bias"), _padded(b, count)))
+
+
+def _screen(weights: Value | None, bias: Value | None) -> Screen:
+    return screen(_array(weights).T, None if bias is None else _array(bias))
+
+
+def _is_safe(w_up: Value | None, w_down: Value | None, b_up: Value | None, w_gate: Value | None) -> bool:
+    """True if a neuron that the rectifier makes 0 adds 0 to the result: what it is multiplied with is finite."""
+    gated = [] if w_gate is None else [w_up, *([] if b_up is None else [b_up])]
+    if not all(np.isfinite(_array(value)).all() for value in (w_down, *gated)):
+        return False
+    return not gated or float(np.linalg.norm(_array(w_up).astype(np.float64), axis=0).max(initial=0)) < MOST
+
+
+def _known(value: Value | None) -> Value:
+    assert value is not None
+    return value
+
+
+def _array(value: Value | None) -> np.ndarray:
+    data = constant(value)
+    assert data is not None
+    return data.numpy()
+
+
+def _padded(array: np.ndarray, *shape: int) -> np.ndarray:
+    """The array with zeros behind the ends of its axes."""
+    made = np.zeros(shape, array.dtype)
+    made[tuple(slice(extent) for extent in array.shape)] = array
+    return made
+
+
+def _whole(extent: int, step: int) -> int:
+    return max(1, -(-extent // step)) * step
