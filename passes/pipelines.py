@@ -20,6 +20,7 @@ from planish.passes.norms import FoldNorms, UnifyNorms
 from planish.passes.raising import OPTIONAL, RAISING
 from planish.passes.raising.projections import MergeProjections
 from planish.passes.shiftadd import AddAttention, DecodeWeights, MixExperts, ShiftAdd
+from planish.passes.sparse.skip_inactive import SkipInactive
 from planish.passes.tokens import CompressTokens
 
 cleanup = Pipeline(*(kind() for kind in CLEANUP))
@@ -52,6 +53,10 @@ RECIPES: Mapping[str, tuple[str, Pipeline]] = {
         "default, with weights as sums of few signed powers of two, in 2 to 8 bits (needs --calib)",
         Pipeline(*_split.steps, ShiftAdd(), cleanup),
     ),
+    "skip-inactive": (
+        "default, with layers of ReLU networks for few rows as ops that leave out neurons that give 0 (needs --calib)",
+        Pipeline(*_prepared.steps, SkipInactive(), Repeat(cleanup)),
+    ),
     "unify": (
         "default, then norms replaced by calibrated linear maps that the next layers take in (needs --calib)",
         Pipeline(*_prepared.steps, UnifyNorms(), Repeat(cleanup)),
@@ -83,6 +88,7 @@ PASSES: tuple[type[Pass], ...] = (
     MixExperts,
     ShiftAdd,
     DecodeWeights,
+    SkipInactive,
     HoistSlices,
     SplitProjections,
     Integerize,

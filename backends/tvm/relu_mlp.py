@@ -23,6 +23,7 @@ from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.plain import variable
 from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
+from planish.backends.tvm.tiles import LINE, prefetch
 from planish.ir import ops
 from planish.ir.graph import Value
 from planish.ir.op import constant
@@ -31,6 +32,8 @@ from planish.ir.screening import LEAST, MOST, Screen, screen
 MOST_ROWS = 4  # that are computed together; with more, hardly a neuron gives 0 for all of them
 _PIECES, _PIECE = 32, 128  # of the neurons, at most; neurons of one, at least
 _TOGETHER = 4  # neurons that are screened at a time
+_FLOATS = LINE // 4  # of a cache line
+_AHEAD = 4096  # bytes of codes that are fetched ahead
 _ROUNDER, _ROUNDER_BITS = 1.5 * 2.0**23, 0x4B400000  # adding it leaves an integer in the low bits
 
 
@@ -78,13 +81,15 @@ class _Layer:
     weights: Expr
     bias: Expr
 
-    def at(self, work: _Work, neuron: Expr) -> list[Expr]:
-        """The value of a neuron for each row."""
+    def at(self, work: _Work, neuron: Expr, following: Expr) -> list[Expr]:
+        """The value of a neuron for each row. following: the neuron whose weights are fetched meanwhile."""
         lanes, deep = work.lanes, work.deep
         sums = [T.alloc_buffer((deep * lanes,), "float32", scope="global") for _ in range(work.height)]
         for total in sums:
             T.buffer_store(total, T.Broadcast(real(0), deep * lanes), [T.Ramp(0, 1, deep * lanes)])
         with T.serial(0, work.depth // (deep * lanes)) as step:
+            for start in range(0, deep * lanes, _FLOATS):
+                prefetch(self.weights[following, step * deep * lanes + start])
             for v in range(deep):
                 place, own = T.Ramp((step * deep + v) * lanes, 1, lanes), T.Ramp(v * lanes, 1, lanes)
                 for row, total in enumerate(sums):
@@ -200,7 +205,12 @@ def _quantized(scope: Scope, work: _Work, depth: int, found: Screen) -> _Screene
     vectors = {name: getattr(found, name) for name in ("steps", "offsets", "spreads", "worsts", "norms")}
     vectors["offsets"] = np.concatenate([vectors["offsets"], np.full(count - len(found.codes), -1, np.float32)])
     constants = {name: scope.constant(name, _padded(array, count)) for name, array in vectors.items()}
-    return _Screened(codes, bounds, scope.constant("codes", _padded(found.codes, count, work.depth)), **constants)
+    wide = lanes * work.isa.words_product.group
+    together = _padded(found.codes, count, work.depth).reshape(count // _TOGETHER, _TOGETHER, -1, wide)
+    flat = together.transpose(0, 2, 1, 3).reshape(
+        count // _TOGETHER, -1
+    )  # read in order: no CPU fetches four rows ahead
+    return _Screened(codes, bounds, scope.constant("codes", flat), **constants)
 
 
 def _in_pieces(
@@ -222,15 +232,18 @@ def _in_pieces(
         kept = variable("int32", T.int32(0))
         with T.serial(0, count[0]) as i:
             neuron = variable("int32", listed[piece, i])
-            values = [variable("float32", value) for value in layers[0].at(work, neuron[0])]
+            values = [variable("float32", v) for v in layers[0].at(work, neuron[0], listed[piece, i + 1])]
+            counts = variable("int32", _counts(work, [value[0] for value in values]))
+            with T.If(counts[0] > 0), T.Then(), T.serial(0, -(-work.width // _FLOATS)) as line:
+                prefetch(down[neuron[0], line * _FLOATS])
             T.buffer_store(listed, neuron[0], [piece, kept[0]])
             for row, value in enumerate(values):
                 positive = T.Select(value[0] <= real(0), real(0), value[0])  # NaN stays
                 T.buffer_store(hidden, positive, [piece, kept[0], row])
-            T.buffer_store(kept, kept[0] + _counts(work, [value[0] for value in values]), [0])
+            T.buffer_store(kept, kept[0] + counts[0], [0])
         for layer in layers[1:]:
             with T.serial(0, kept[0]) as i:
-                for row, value in enumerate(layer.at(work, listed[piece, i])):
+                for row, value in enumerate(layer.at(work, listed[piece, i], listed[piece, i + 1])):
                     T.buffer_store(hidden, hidden[piece, i, row] * value, [piece, i, row])
         _add_up(work, piece, kept, listed, hidden, down, sums)
 
@@ -240,13 +253,20 @@ def _flag(work: _Work, screened: _Screened, piece: Expr, exact: Expr, flags: Exp
     product, lanes = work.isa.words_product, work.lanes
     wide, every = lanes * product.group, T.Ramp(0, 1, lanes)
     with T.serial(0, work.each // _TOGETHER) as group:
-        sums = [[T.alloc_buffer((lanes,), "int32", scope="global") for _ in range(work.height)] for _ in range(_TOGETHER)]
+        sums = [
+            [T.alloc_buffer((lanes,), "int32", scope="global") for _ in range(work.height)] for _ in range(_TOGETHER)
+        ]
         for acc in (acc for row in sums for acc in row):
             T.buffer_store(acc, T.Broadcast(T.int32(0), lanes), [every])
         with T.serial(0, work.depth // wide) as step:
             place = T.Ramp(step * wide, 1, wide)
+            for start in range(0, _TOGETHER * wide, LINE):
+                prefetch(
+                    screened.weights[piece * (work.each // _TOGETHER) + group, step * _TOGETHER * wide + start + _AHEAD]
+                )
             for i, row in enumerate(sums):
-                panel = screened.weights[piece * work.each + group * _TOGETHER + i, place]
+                own = T.Ramp((step * _TOGETHER + i) * wide, 1, wide)
+                panel = screened.weights[piece * (work.each // _TOGETHER) + group, own]
                 for r, acc in enumerate(row):
                     x = screened.codes[r, place]
                     if product.intrinsic:
@@ -291,7 +311,9 @@ def _add_up(work: _Work, piece: Expr, kept: Expr, listed: Expr, hidden: Expr, do
             place = T.Ramp(step * lanes, 1, lanes)
             for row in range(work.height):
                 factor = T.Broadcast(hidden[piece, i, row], lanes)
-                T.buffer_store(sums, T.fma(factor, down[neuron[0], place], sums[piece, row, place]), [piece, row, place])
+                T.buffer_store(
+                    sums, T.fma(factor, down[neuron[0], place], sums[piece, row, place]), [piece, row, place]
+                )
 
 
 def _finish(
