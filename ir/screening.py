@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVELS = 127  # of a weight, to either side
-MOST_LEVELS = 32767  # of an input
+MOST_LEVELS = 32767  # of an input, to either side
+MOST_INPUTS = 1 << 15  # of a neuron, so that sums of products have 32 bits, and inputs 8 bits at least
 UNIT = 2.0**-24  # by which an operation of float32 is off at most, relative
 LEAST, MOST = 1e-15, 1e15  # inputs beyond are not screened: squares would leave the range of float32
 _SPARE = 128  # operations of float32 besides those of a sum
@@ -75,10 +76,16 @@ def screen(weights: np.ndarray, bias: np.ndarray | None) -> Screen:
     Neurons with numbers beyond the range that is provided for are never proved to be 0.
     """
     count, depth = weights.shape
+    assert depth > 0
     w = weights.astype(np.float64)
     b = np.zeros(count) if bias is None else bias.astype(np.float64)
     with np.errstate(all="ignore"):
-        fine = np.isfinite(w).all(axis=1) & (np.linalg.norm(w, axis=1) < MOST) & (np.abs(b) < MOST)
+        fine = (
+            (depth <= MOST_INPUTS)
+            & np.isfinite(w).all(axis=1)
+            & (np.linalg.norm(w, axis=1) < MOST)
+            & (np.abs(b) < MOST)
+        )
     w, b = np.where(fine[:, None], w, 0.0), np.where(fine, b, 0.0)
     greatest = np.abs(w).max(axis=1, initial=0)
     steps = np.where(greatest > 1e-30, greatest / LEVELS, 0.0).astype(np.float32)
@@ -95,7 +102,7 @@ def screen(weights: np.ndarray, bias: np.ndarray | None) -> Screen:
         up(spreads * _NUDGE),
         up(np.abs(errors).max(axis=1, initial=0) * _NUDGE),
         up((norms + spreads) * _NUDGE),
-        min(MOST_LEVELS, (2**31 - 1) // (LEVELS * max(depth, 1))),
+        min(MOST_LEVELS, (2**31 - 1) // (LEVELS * depth) - 255),  # 255: low bytes are summed for themselves
     )
 
 

@@ -18,60 +18,21 @@ from tvm.script.ir_builder import tirx as T
 from planish.backends.tvm.epilogue import Context, Epilogue, chunks
 from planish.backends.tvm.expressions import Reader, shape_of, unravelled
 from planish.backends.tvm.float_math import real
-from planish.backends.tvm.isa import Isa, reduced
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.plain import variable
 from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
+from planish.backends.tvm.screening import Screening, Work, counts, declared, filled_up, flag, quantize
 from planish.backends.tvm.tiles import LINE, prefetch
 from planish.ir import ops
 from planish.ir.graph import Value
 from planish.ir.op import constant
-from planish.ir.screening import LEAST, MOST, Screen, screen
+from planish.ir.screening import MOST, Screen, screen
 
 MOST_ROWS = 4  # that are computed together; with more, hardly a neuron gives 0 for all of them
 _PIECES, _PIECE = 32, 128  # of the neurons, at most; neurons of one, at least
-_TOGETHER = 4  # neurons that are screened at a time
+_DEEPEST = 4  # vectors of a step along K
 _FLOATS = LINE // 4  # of a cache line
-_AHEAD = 4096  # bytes of codes that are fetched ahead
-_ROUNDER, _ROUNDER_BITS = 1.5 * 2.0**23, 0x4B400000  # adding it leaves an integer in the low bits
-
-
-@dataclass(frozen=True)
-class _Work:
-    """Sizes and shared arrays. depth: K in whole steps. width: N in whole vectors. deep: vectors in a step along K.
-
-    x: float32[height, depth]. cut: float32[height], what a value must not exceed for its neuron to be left out: 0, or
-    NaN where nothing may be.
-    """
-
-    isa: Isa
-    height: int
-    depth: int
-    width: int
-    deep: int
-    pieces: int
-    each: int
-    x: Expr
-    cut: Expr
-
-    @property
-    def lanes(self) -> int:
-        return self.isa.lanes
-
-
-@dataclass(frozen=True)
-class _Screened:
-    """Inputs as integers, int16[height, depth], and what bounds are made of, float32[height, 4]; the constants."""
-
-    codes: Expr
-    bounds: Expr
-    weights: Expr
-    steps: Expr
-    offsets: Expr
-    spreads: Expr
-    worsts: Expr
-    norms: Expr
 
 
 @dataclass(frozen=True)
@@ -81,7 +42,7 @@ class _Layer:
     weights: Expr
     bias: Expr
 
-    def at(self, work: _Work, neuron: Expr, following: Expr) -> list[Expr]:
+    def at(self, work: Work, neuron: Expr, following: Expr) -> list[Expr]:
         """The value of a neuron for each row. following: the neuron whose weights are fetched meanwhile."""
         lanes, deep = work.lanes, work.deep
         sums = [T.alloc_buffer((deep * lanes,), "float32", scope="global") for _ in range(work.height)]
@@ -116,27 +77,28 @@ def relu_mlp(region: Region, context: Context) -> Kernel:
     rows, isa, scope = math.prod(outer), context.isa, Scope()
     neurons, columns = shape_of(_known(w_down))
     height = min(max(rows, 1), MOST_ROWS)
-    deep = min(4, isa.registers // (2 * height))
-    pieces = max(1, min(_PIECES, -(-neurons // _PIECE)))
-    each = _whole(-(-neurons // pieces), max(isa.lanes, _TOGETHER))
-    size = max(1, -(-neurons // each)), each
-    padded = _whole(depth, deep * isa.lanes), _whole(columns, isa.lanes)
+    deep = min(_DEEPEST, isa.registers // (2 * height))
+    each = _whole(-(-neurons // min(_PIECES, -(-neurons // _PIECE))), isa.lanes)
+    padded = _whole(depth, _DEEPEST * isa.lanes), _whole(columns, isa.lanes)
     skips = node.op.skip and rows <= MOST_ROWS and isa.multiplies and _is_safe(w_up, w_down, b_up, w_gate)
     first = (w_up, b_up) if w_gate is None else (w_gate, b_gate)
-    work = _Work(
-        isa, height, *padded, deep, *size,
+    work = Work(
+        isa, height, *padded, deep, -(-neurons // each), each,
         scope.scratch((height, padded[0]), "float32"), scope.scratch((height,), "float32"),
     )  # fmt: skip
     layers = [_layer(scope, work, *first)] + ([] if w_gate is None else [_layer(scope, work, w_up, b_up)])
-    down = scope.constant("down", _padded(_array(w_down), math.prod(size), padded[1]))
+    down = scope.constant("down", filled_up(_array(w_down), work.neurons, work.width))
     sums = scope.scratch((work.pieces, height, work.width), "float32")
+    found = _screen(*first) if skips else None
+    screening = None if found is None else declared(scope, work, found)
     with IRBuilder() as builder, T.seq_scope(), T.serial(0, -(-rows // height)) as block:
         _read(scope, context, work, x, block, rows)
-        screened = _quantized(scope, work, depth, _screen(*first)) if skips else None
-        if not skips:
+        if screening is None or found is None:
             for row in range(height):
                 T.buffer_store(work.cut, real(math.nan), [row])
-        _in_pieces(scope, work, screened, layers, down, sums)
+        else:
+            quantize(work, screening, found)
+        _in_pieces(scope, work, screening, layers, down, sums)
         for row in range(height):
             number = block * height + row
             if rows % height == 0:
@@ -147,7 +109,7 @@ def relu_mlp(region: Region, context: Context) -> Kernel:
     return scope.finish(builder, region.result)
 
 
-def _read(scope: Scope, context: Context, work: _Work, x: Value, block: Expr, rows: int) -> None:
+def _read(scope: Scope, context: Context, work: Work, x: Value, block: Expr, rows: int) -> None:
     """Copy some rows of x, zeros behind their ends, and zeros for rows that aren't there."""
     *outer, depth = shape_of(x)
     reader = Reader(scope, context.stored, {})
@@ -164,57 +126,8 @@ def _read(scope: Scope, context: Context, work: _Work, x: Value, block: Expr, ro
                 T.buffer_store(work.x, real(0), [row, depth + start + lane])
 
 
-def _quantized(scope: Scope, work: _Work, depth: int, found: Screen) -> _Screened:
-    """Inputs as integers, and for each row bounds of its norms, the step of the integers, and the noise per norm."""
-    lanes, count = work.lanes, work.pieces * work.each
-    codes = scope.scratch((work.height, work.depth), "int16")
-    bounds = scope.scratch((work.height, 4), "float32")
-    every = T.Ramp(0, 1, lanes)
-    for row in range(work.height):
-        parts = [T.alloc_buffer((lanes,), "float32", scope="global") for _ in range(3)]
-        greatest, one, two = parts
-        for part in parts:
-            T.buffer_store(part, T.Broadcast(real(0), lanes), [every])
-        with T.serial(0, work.depth // lanes) as step:
-            x = work.x[row, T.Ramp(step * lanes, 1, lanes)]
-            zero = T.Broadcast(real(0), lanes)
-            size = T.Select(x < zero, zero - x, x)
-            T.buffer_store(greatest, T.Select(size > greatest[every], size, greatest[every]), [every])
-            T.buffer_store(one, one[every] + size, [every])
-            T.buffer_store(two, T.fma(x, x, two[every]), [every])
-        most, total, squares = (variable("float32", part[0]) for part in parts)
-        for lane in range(1, lanes):
-            T.buffer_store(most, T.Select(greatest[lane] > most[0], greatest[lane], most[0]), [0])
-            T.buffer_store(total, total[0] + one[lane], [0])
-            T.buffer_store(squares, squares[0] + two[lane], [0])
-        norm = variable("float32", T.sqrt(squares[0]) * real(float(found.slack)))
-        step = variable("float32", most[0] * real(float(np.float32(1 / found.levels))))
-        noise = real(float(found.rounding)) * norm[0] + real(float(found.coarse)) * step[0]
-        for place, value in enumerate((total[0] * real(float(found.slack)), norm[0], step[0], noise)):
-            T.buffer_store(bounds, value, [row, place])
-        usable = T.And(most[0] > real(LEAST), norm[0] < real(MOST))  # false for NaN
-        T.buffer_store(work.cut, T.Select(usable, real(0), real(math.nan)), [row])
-        factor = variable("float32", T.Select(usable, real(found.levels) / most[0], real(0)))
-        for start, width in chunks(work.depth, lanes):
-            with vector(width) as lane:
-                q = work.x[row, start + lane] * factor[0]
-                q = T.Select(q < real(found.levels), q, real(found.levels))  # also where it is NaN
-                q = T.Select(q > real(-found.levels), q, real(-found.levels))
-                rounded = T.reinterpret("int32", q + real(_ROUNDER)) - T.int32(_ROUNDER_BITS)
-                T.buffer_store(codes, T.cast(rounded, "int16"), [row, start + lane])
-    vectors = {name: getattr(found, name) for name in ("steps", "offsets", "spreads", "worsts", "norms")}
-    vectors["offsets"] = np.concatenate([vectors["offsets"], np.full(count - len(found.codes), -1, np.float32)])
-    constants = {name: scope.constant(name, _padded(array, count)) for name, array in vectors.items()}
-    wide = lanes * work.isa.words_product.group
-    together = _padded(found.codes, count, work.depth).reshape(count // _TOGETHER, _TOGETHER, -1, wide)
-    flat = together.transpose(0, 2, 1, 3).reshape(
-        count // _TOGETHER, -1
-    )  # read in order: no CPU fetches four rows ahead
-    return _Screened(codes, bounds, scope.constant("codes", flat), **constants)
-
-
 def _in_pieces(
-    scope: Scope, work: _Work, screened: _Screened | None, layers: list[_Layer], down: Expr, sums: Expr
+    scope: Scope, work: Work, screening: Screening | None, layers: list[_Layer], down: Expr, sums: Expr
 ) -> None:
     """Sums [pieces, height, width] of each piece of the neurons, pieces in parallel."""
     listed = scope.scratch((work.pieces, work.each + 1), "int32")
@@ -223,24 +136,25 @@ def _in_pieces(
     exact = scope.scratch((work.pieces, work.height, work.each), "int32")
     with T.parallel(0, work.pieces) as piece:
         count = variable("int32", T.int32(0))
-        if screened is not None:
-            _flag(work, screened, piece, exact, flags)
+        if screening is not None:
+            flag(work, screening, piece, exact, flags)
         with T.serial(0, work.each) as place:
             T.buffer_store(listed, piece * work.each + place, [piece, count[0]])
-            step = T.int32(1) if screened is None else flags[piece, place]
+            step = T.int32(1) if screening is None else flags[piece, place]
             T.buffer_store(count, count[0] + step, [0])
         kept = variable("int32", T.int32(0))
+        _fetch(layers[0].weights, listed[piece, 0], work.depth)
         with T.serial(0, count[0]) as i:
             neuron = variable("int32", listed[piece, i])
             values = [variable("float32", v) for v in layers[0].at(work, neuron[0], listed[piece, i + 1])]
-            counts = variable("int32", _counts(work, [value[0] for value in values]))
-            with T.If(counts[0] > 0), T.Then(), T.serial(0, -(-work.width // _FLOATS)) as line:
-                prefetch(down[neuron[0], line * _FLOATS])
+            counted = variable("int32", counts(work, [value[0] for value in values]))
+            with T.If(counted[0] > 0), T.Then():
+                _fetch(down, neuron[0], work.width)
             T.buffer_store(listed, neuron[0], [piece, kept[0]])
             for row, value in enumerate(values):
                 positive = T.Select(value[0] <= real(0), real(0), value[0])  # NaN stays
                 T.buffer_store(hidden, positive, [piece, kept[0], row])
-            T.buffer_store(kept, kept[0] + counts[0], [0])
+            T.buffer_store(kept, kept[0] + counted[0], [0])
         for layer in layers[1:]:
             with T.serial(0, kept[0]) as i:
                 for row, value in enumerate(layer.at(work, listed[piece, i], listed[piece, i + 1])):
@@ -248,58 +162,13 @@ def _in_pieces(
         _add_up(work, piece, kept, listed, hidden, down, sums)
 
 
-def _flag(work: _Work, screened: _Screened, piece: Expr, exact: Expr, flags: Expr) -> None:
-    """Write 0 for neurons of a piece that are proved to give 0 for all rows, 1 for the others."""
-    product, lanes = work.isa.words_product, work.lanes
-    wide, every = lanes * product.group, T.Ramp(0, 1, lanes)
-    with T.serial(0, work.each // _TOGETHER) as group:
-        sums = [
-            [T.alloc_buffer((lanes,), "int32", scope="global") for _ in range(work.height)] for _ in range(_TOGETHER)
-        ]
-        for acc in (acc for row in sums for acc in row):
-            T.buffer_store(acc, T.Broadcast(T.int32(0), lanes), [every])
-        with T.serial(0, work.depth // wide) as step:
-            place = T.Ramp(step * wide, 1, wide)
-            for start in range(0, _TOGETHER * wide, LINE):
-                prefetch(
-                    screened.weights[piece * (work.each // _TOGETHER) + group, step * _TOGETHER * wide + start + _AHEAD]
-                )
-            for i, row in enumerate(sums):
-                own = T.Ramp((step * _TOGETHER + i) * wide, 1, wide)
-                panel = screened.weights[piece * (work.each // _TOGETHER) + group, own]
-                for r, acc in enumerate(row):
-                    x = screened.codes[r, place]
-                    if product.intrinsic:
-                        total = product.of_vectors(acc[every], x, panel, lanes)
-                    else:
-                        total = acc[every] + T.Cast(f"int32x{lanes}", x) * T.Cast(f"int32x{lanes}", panel)
-                    T.buffer_store(acc, total, [every])
-        for i, row in enumerate(sums):
-            for r, acc in enumerate(row):
-                T.buffer_store(exact, reduced("add", acc, lanes), [piece, r, group * _TOGETHER + i])
-    for start, width in chunks(work.each, lanes):
-        with vector(width) as lane:
-            place = start + lane
-            neuron = piece * work.each + place
-            bounds = []
-            for r in range(work.height):
-                one, norm, step, noise = (screened.bounds[r, i] for i in range(4))
-                spread, worst = screened.spreads[neuron] * norm, screened.worsts[neuron] * one
-                radius = T.Select(spread < worst, spread, worst) + screened.norms[neuron] * noise
-                term = T.cast(exact[piece, r, place], "float32") * step
-                bounds.append(T.fma(term, screened.steps[neuron], screened.offsets[neuron]) + radius)
-            T.buffer_store(flags, _counts(work, bounds), [piece, place])
+def _fetch(weights: Expr, neuron: Expr, size: int) -> None:
+    """Ask for a row of weights."""
+    with T.serial(0, -(-size // _FLOATS)) as line:
+        prefetch(weights[neuron, line * _FLOATS])
 
 
-def _counts(work: _Work, values: list[Expr]) -> Expr:
-    """0 if no value exceeds what lets its neuron be left out, else 1; so also for NaN."""
-    found: Expr = T.int32(0)
-    for row, value in enumerate(values):
-        found = T.Select(value <= work.cut[row], found, T.int32(1))
-    return found
-
-
-def _add_up(work: _Work, piece: Expr, kept: Expr, listed: Expr, hidden: Expr, down: Expr, sums: Expr) -> None:
+def _add_up(work: Work, piece: Expr, kept: Expr, listed: Expr, hidden: Expr, down: Expr, sums: Expr) -> None:
     """The sums of a piece: for each neuron that is left, its row of w_down times its value."""
     lanes = work.lanes
     for row in range(work.height):
@@ -320,7 +189,7 @@ def _finish(
     scope: Scope,
     region: Region,
     context: Context,
-    work: _Work,
+    work: Work,
     sums: Expr,
     bias: Value | None,
     number: Expr,
@@ -347,12 +216,11 @@ def _finish(
         Epilogue(scope, region, context, done).write_lanes(at, count)
 
 
-def _layer(scope: Scope, work: _Work, weights: Value | None, bias: Value | None) -> _Layer:
+def _layer(scope: Scope, work: Work, weights: Value | None, bias: Value | None) -> _Layer:
     """A layer of the op, [K, F], as rows of neurons."""
-    count = work.pieces * work.each
     array, b = _array(weights), np.zeros(0, np.float32) if bias is None else _array(bias)
-    rows = scope.constant((weights, "rows"), _padded(array.T, count, work.depth))
-    return _Layer(rows, scope.constant((weights, "bias"), _padded(b, count)))
+    rows = scope.constant((weights, "rows"), filled_up(array.T, work.neurons, work.depth))
+    return _Layer(rows, scope.constant((weights, "bias"), filled_up(b, work.neurons)))
 
 
 def _screen(weights: Value | None, bias: Value | None) -> Screen:
@@ -378,12 +246,5 @@ def _array(value: Value | None) -> np.ndarray:
     return data.numpy()
 
 
-def _padded(array: np.ndarray, *shape: int) -> np.ndarray:
-    """The array with zeros behind the ends of its axes."""
-    made = np.zeros(shape, array.dtype)
-    made[tuple(slice(extent) for extent in array.shape)] = array
-    return made
-
-
 def _whole(extent: int, step: int) -> int:
-    return max(1, -(-extent // step)) * step
+    return -(-extent // step) * step
