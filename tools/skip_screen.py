@@ -8,7 +8,7 @@ from planish.passes.sparse.skip_inactive import SkipReport
 
 
 def table(report: SkipReport) -> Table:
-    """Each feed-forward layer: how many neurons give 0, how many can be proved to, and what that is expected to save."""
+    """Each feed-forward layer: how many neurons give 0, how many can be proved to, and the time that is expected."""
     made = Table(title="Inactive neurons", title_justify="left", title_style="bold", box=None, pad_edge=False)
     made.add_column("layer", overflow="fold")
     for name in ("neurons", "inactive", "proved", "expected time"):

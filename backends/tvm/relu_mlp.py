@@ -22,8 +22,7 @@ from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.plain import variable
 from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
-from planish.backends.tvm.screening import Screening, Work, counts, declared, filled_up, flag, quantize
-from planish.backends.tvm.tiles import LINE, prefetch
+from planish.backends.tvm.screening import Screening, Work, counts, declared, fetch, filled_up, flag, quantize
 from planish.ir import ops
 from planish.ir.graph import Value
 from planish.ir.op import constant
@@ -32,7 +31,6 @@ from planish.ir.screening import MOST, Screen, screen
 MOST_ROWS = 4  # that are computed together; with more, hardly a neuron gives 0 for all of them
 _PIECES, _PIECE = 32, 128  # of the neurons, at most; neurons of one, at least
 _DEEPEST = 4  # vectors of a step along K
-_FLOATS = LINE // 4  # of a cache line
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,8 @@ class _Layer:
         sums = [T.alloc_buffer((deep * lanes,), "float32", scope="global") for _ in range(work.height)]
         for total in sums:
             T.buffer_store(total, T.Broadcast(real(0), deep * lanes), [T.Ramp(0, 1, deep * lanes)])
+        fetch(self.weights, following, 0, work.depth)
         with T.serial(0, work.depth // (deep * lanes)) as step:
-            for start in range(0, deep * lanes, _FLOATS):
-                prefetch(self.weights[following, step * deep * lanes + start])
             for v in range(deep):
                 place, own = T.Ramp((step * deep + v) * lanes, 1, lanes), T.Ramp(v * lanes, 1, lanes)
                 for row, total in enumerate(sums):
@@ -143,13 +140,13 @@ def _in_pieces(
             step = T.int32(1) if screening is None else flags[piece, place]
             T.buffer_store(count, count[0] + step, [0])
         kept = variable("int32", T.int32(0))
-        _fetch(layers[0].weights, listed[piece, 0], work.depth)
+        fetch(layers[0].weights, listed[piece, 0], 0, work.depth)
         with T.serial(0, count[0]) as i:
             neuron = variable("int32", listed[piece, i])
             values = [variable("float32", v) for v in layers[0].at(work, neuron[0], listed[piece, i + 1])]
             counted = variable("int32", counts(work, [value[0] for value in values]))
             with T.If(counted[0] > 0), T.Then():
-                _fetch(down, neuron[0], work.width)
+                fetch(down, neuron[0], 0, work.width)
             T.buffer_store(listed, neuron[0], [piece, kept[0]])
             for row, value in enumerate(values):
                 positive = T.Select(value[0] <= real(0), real(0), value[0])  # NaN stays
@@ -160,12 +157,6 @@ def _in_pieces(
                 for row, value in enumerate(layer.at(work, listed[piece, i], listed[piece, i + 1])):
                     T.buffer_store(hidden, hidden[piece, i, row] * value, [piece, i, row])
         _add_up(work, piece, kept, listed, hidden, down, sums)
-
-
-def _fetch(weights: Expr, neuron: Expr, size: int) -> None:
-    """Ask for a row of weights."""
-    with T.serial(0, -(-size // _FLOATS)) as line:
-        prefetch(weights[neuron, line * _FLOATS])
 
 
 def _add_up(work: Work, piece: Expr, kept: Expr, listed: Expr, hidden: Expr, down: Expr, sums: Expr) -> None:

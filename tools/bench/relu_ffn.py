@@ -1,4 +1,4 @@
-"""Decoding a row through layers of ReLU networks, by all neurons or active ones: `python -m planish.tools.bench.relu_ffn`.
+"""Decoding through layers of ReLU networks, all neurons or active ones: `python -m planish.tools.bench.relu_ffn`.
 
 Layers are random; biases make as many neurons inactive as asked for. The pass `skip-inactive` measures and decides.
 Dense code of the same compiler and ONNX Runtime run in turns with it, on inputs that change from run to run, so that
