@@ -38,27 +38,27 @@ class Screen:
     levels: int
 
     @property
-    def rounding(self) -> np.float32:
+    def rounding(self) -> float:
         """Bound of what a sum in float32 is off by, over ||w_j||_2 ||x||_2."""
-        return up((self.codes.shape[1] + _SPARE) * UNIT)
+        return float(up((self.codes.shape[1] + _SPARE) * UNIT))
 
     @property
-    def slack(self) -> np.float32:
+    def slack(self) -> float:
         """By what a norm in float32 is multiplied to be at least the true one."""
-        return up(1 + (self.codes.shape[1] + _SPARE) * UNIT)
+        return float(up(1 + (self.codes.shape[1] + _SPARE) * UNIT))
 
     @property
-    def coarse(self) -> np.float32:
+    def coarse(self) -> float:
         """Bound of ||d||_2 over the step of the inputs."""
-        return up(_HALF * math.sqrt(self.codes.shape[1]))
+        return float(up(_HALF * math.sqrt(self.codes.shape[1])))
 
     def proves(self, x: np.ndarray) -> np.ndarray:
         """bool[T, F]: neurons whose sum, computed in float32 in any order, is at most 0 for rows x, float32[T, K]."""
         with np.errstate(all="ignore"):
             size = np.abs(x)
             greatest = size.max(axis=1, initial=0)
-            two = np.sqrt(np.sum(x * x, axis=1, dtype=np.float32)) * self.slack
-            one = np.sum(size, axis=1, dtype=np.float32) * self.slack
+            two = np.asarray(np.sqrt(np.sum(x * x, axis=1, dtype=np.float32)) * self.slack)
+            one = np.asarray(np.sum(size, axis=1, dtype=np.float32) * self.slack)
             step = greatest * np.float32(1 / self.levels)
             usable = (greatest > LEAST) & (two < MOST)
             codes = np.rint(x * (np.float32(self.levels) / greatest)[:, None])
@@ -76,7 +76,6 @@ def screen(weights: np.ndarray, bias: np.ndarray | None) -> Screen:
     Neurons with numbers beyond the range that is provided for are never proved to be 0.
     """
     count, depth = weights.shape
-    assert depth > 0
     w = weights.astype(np.float64)
     b = np.zeros(count) if bias is None else bias.astype(np.float64)
     with np.errstate(all="ignore"):
@@ -102,7 +101,7 @@ def screen(weights: np.ndarray, bias: np.ndarray | None) -> Screen:
         up(spreads * _NUDGE),
         up(np.abs(errors).max(axis=1, initial=0) * _NUDGE),
         up((norms + spreads) * _NUDGE),
-        min(MOST_LEVELS, (2**31 - 1) // (LEVELS * depth) - 255),  # 255: low bytes are summed for themselves
+        min(MOST_LEVELS, (2**31 - 1) // (LEVELS * max(depth, 1)) - 255),  # 255: low bytes are summed for themselves
     )
 
 

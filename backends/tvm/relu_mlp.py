@@ -68,7 +68,8 @@ def relu_mlp(region: Region, context: Context) -> Kernel:
     node = region.anchor
     assert node is not None
     assert isinstance(node.op, ops.ReluMLP)
-    x, w_up, w_down, b_up, b_down, w_gate, b_gate = (*node.operands, *[None] * (7 - len(node.operands)))
+    operands: list[Value | None] = [*node.operands, *[None] * (7 - len(node.operands))]
+    x, w_up, w_down, b_up, b_down, w_gate, b_gate = operands
     assert x is not None
     *outer, depth = shape_of(x)
     rows, isa, scope = math.prod(outer), context.isa, Scope()

@@ -94,10 +94,10 @@ def quantize(work: Work, screening: Screening, found: Screen) -> None:
     """Write inputs as integers and the bounds of rows, and say whether a row may be screened at all."""
     for row in range(work.height):
         most, total, squares = _moments(work, row)
-        norm = variable("float32", T.sqrt(squares[0]) * real(float(found.slack)))
+        norm = variable("float32", T.sqrt(squares[0]) * real(found.slack))
         step = variable("float32", most[0] * real(float(np.float32(1 / found.levels))))
-        noise = real(float(found.rounding)) * norm[0] + real(float(found.coarse)) * step[0]
-        for place, value in enumerate((total[0] * real(float(found.slack)), norm[0], step[0], noise)):
+        noise = real(found.rounding) * norm[0] + real(found.coarse) * step[0]
+        for place, value in enumerate((total[0] * real(found.slack), norm[0], step[0], noise)):
             T.buffer_store(screening.bounds, value, [row, place])
         usable = T.And(most[0] > real(LEAST), norm[0] < real(MOST))  # false for NaN
         T.buffer_store(work.cut, T.Select(usable, real(0), real(math.nan)), [row])

@@ -32,10 +32,10 @@ from planish.ir.op import Return
 from planish.ir.types import TensorType
 from planish.passes.base import Context
 from planish.passes.sparse.skip_inactive import SkipInactive, SkipReport
-from planish.tools.bench.sparse_products import _SHARE_CORES
 
 INPUTS = 16  # that are run in turns
 SAMPLES = 8  # for the pass, others than those that are run
+_SHARE_CORES = -3  # TVM's mode in which no thread is bound to one of the cores
 
 Run = Callable[[np.ndarray], np.ndarray]
 
