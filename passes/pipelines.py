@@ -24,6 +24,7 @@ from planish.passes.sparse import DetectSparsity, Prune
 from planish.passes.sparse.armor_prune import ArmorPrune
 from planish.passes.sparse.drop_zero_channels import DropZeroChannels
 from planish.passes.sparse.prune_units import PruneUnits
+from planish.passes.sparse.skip_inactive import SkipInactive
 from planish.passes.tokens import CompressTokens
 
 cleanup = Pipeline(*(kind() for kind in CLEANUP))
@@ -64,6 +65,10 @@ RECIPES: Mapping[str, tuple[str, Pipeline]] = {
         "default, with fewer neurons in MLPs and, if asked for, fewer heads of attention (needs --calib)",
         Pipeline(*_prepared.steps, PruneUnits(), Repeat(cleanup)),
     ),
+    "skip-inactive": (
+        "default, with layers of ReLU networks for few rows as ops that leave out neurons that give 0 (needs --calib)",
+        Pipeline(*_prepared.steps, SkipInactive(), Repeat(cleanup)),
+    ),
     "unify": (
         "default, then norms replaced by calibrated linear maps that the next layers take in (needs --calib)",
         Pipeline(*_prepared.steps, UnifyNorms(), Repeat(cleanup)),
@@ -100,6 +105,7 @@ PASSES: tuple[type[Pass], ...] = (
     Prune,
     ArmorPrune,
     DetectSparsity,
+    SkipInactive,
     HoistSlices,
     SplitProjections,
     Integerize,

@@ -16,9 +16,18 @@ from planish.passes.norms.unify_report import UnifyReport
 from planish.passes.shiftadd.add_attention import AddAttentionReport
 from planish.passes.shiftadd.report import ShiftAddReport
 from planish.passes.sparse.report import PruneReport
+from planish.passes.sparse.skip_inactive import SkipReport
 from planish.passes.sparse.units_report import UnitsReport
 from planish.passes.tokens.report import CompressReport
-from planish.tools import attention_screen, codebook_screen, forms_screen, pruning_screen, token_screen, units_screen
+from planish.tools import (
+    attention_screen,
+    codebook_screen,
+    forms_screen,
+    pruning_screen,
+    skip_screen,
+    token_screen,
+    units_screen,
+)
 from planish.tools.accuracy_control import Controlled, table_rows
 from planish.tools.agreement import agreement
 from planish.tools.compiling import Outcome
@@ -75,6 +84,8 @@ def render(outcome: Outcome, *, times: bool = False) -> Group:
             parts.append(attention_screen.table(report))
         elif isinstance(report, UnitsReport):
             parts += units_screen.tables(report)
+        elif isinstance(report, SkipReport):
+            parts.append(skip_screen.table(report))
     parts.append(_summary(outcome))
     return Group(*parts)
 
@@ -284,6 +295,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "units": [r.to_dict() for r in outcome.context.reports if isinstance(r, UnitsReport)],
         "forms": [r.to_dict() for r in outcome.context.reports if isinstance(r, FormsReport)],
         "attention": [r.to_dict() for r in outcome.context.reports if isinstance(r, AddAttentionReport)],
+        "inactive": [r.to_dict() for r in outcome.context.reports if isinstance(r, SkipReport)],
         "tokens_refused": [asdict(refused) for refused in token_screen.refusals(outcome.context.records)],
         "accuracy": None if outcome.controlled is None else _accuracy(outcome.controlled),
         "measurements": None if outcome.measurements is None else outcome.measurements.to_dict(),

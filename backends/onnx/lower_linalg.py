@@ -35,5 +35,5 @@ LOWERINGS: dict[type[Op], Lowering] = {
     ops.MatMul: plain,
     ops.Linear: _linear,
     ops.Conv: _conv,
-    **dict.fromkeys((ops.Binarize, ops.AddMatMul), expanded),
+    **dict.fromkeys((ops.Binarize, ops.AddMatMul, ops.ReluMLP), expanded),
 }

@@ -34,6 +34,10 @@ def why_not(node: Node) -> str | None:
             return f"{node.op.name} of {type_.dtype if isinstance(type_, TensorType) else type_}"
     if isinstance(node.op, ops.Pow | ops.ReduceL2 | ops.MatMul) and not node.inputs[0].tensor.dtype.is_float:
         return f"{node.op.name} of integers"
+    if isinstance(node.op, ops.ReluMLP):
+        known = [constant(value) for value in node.inputs[1:]]
+        if not all(data is not None and data.size for data in known):
+            return f"{node.op.name} of weights that aren't constant, or empty"
     return None
 
 

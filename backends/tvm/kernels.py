@@ -12,6 +12,7 @@ from planish.backends.tvm.epilogue import Context
 from planish.backends.tvm.gemm import convolution, linear
 from planish.backends.tvm.plain import PLAIN, Emitter, pointwise
 from planish.backends.tvm.region import Region
+from planish.backends.tvm.relu_mlp import relu_mlp
 from planish.backends.tvm.row_blocks import in_blocks
 from planish.backends.tvm.scope import Kernel
 from planish.backends.tvm.token_merging import merging
@@ -26,6 +27,7 @@ FLOAT: Mapping[type[Op], Emitter] = {
     ops.MatMul: float_gemm.matmul,
     ops.AddMatMul: float_gemm.matmul,
     ops.Conv: float_windows.convolution,
+    ops.ReluMLP: relu_mlp,
     ops.MaxPool: float_loops.pooled,
     ops.AveragePool: float_loops.pooled,
     ops.Attention: float_attention.attention,

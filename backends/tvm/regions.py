@@ -24,6 +24,7 @@ FLOAT_REDUCTIONS: tuple[type[Op], ...] = (
     ops.MatMul,
     ops.AddMatMul,
     ops.Conv,
+    ops.ReluMLP,
     ops.Attention,
     ops.RotaryEmbedding,
     ops.LayerNorm,

@@ -103,6 +103,7 @@ from planish.ir.ops.reduce import ReduceMin as ReduceMin
 from planish.ir.ops.reduce import ReduceProd as ReduceProd
 from planish.ir.ops.reduce import ReduceSum as ReduceSum
 from planish.ir.ops.reduce import ReduceSumSquare as ReduceSumSquare
+from planish.ir.ops.relu_mlp import ReluMLP as ReluMLP
 from planish.ir.ops.shape import ConstantOfShape as ConstantOfShape
 from planish.ir.ops.shape import DynamicReshape as DynamicReshape
 from planish.ir.ops.shape import Expand as Expand
