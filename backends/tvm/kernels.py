@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from planish.backends.tvm import float_attention, float_gemm, float_loops, float_rows, float_windows, shifts
+from planish.backends.tvm import (
+    float_attention,
+    float_gemm,
+    float_loops,
+    float_rows,
+    float_windows,
+    shifts,
+    sparse_attention,
+)
 from planish.backends.tvm.attention import attention
 from planish.backends.tvm.batched_products import batched, is_batched
 from planish.backends.tvm.binary_bytes import counted, counts_bytes
@@ -29,6 +37,7 @@ FLOAT: Mapping[type[Op], Emitter] = {
     ops.MaxPool: float_loops.pooled,
     ops.AveragePool: float_loops.pooled,
     ops.Attention: float_attention.attention,
+    ops.SparseAttention: sparse_attention.attention,
     ops.RotaryEmbedding: float_loops.turned,
     ops.LayerNorm: float_rows.normalised,
     ops.RMSNorm: float_rows.normalised,

@@ -25,6 +25,7 @@ FLOAT_REDUCTIONS: tuple[type[Op], ...] = (
     ops.AddMatMul,
     ops.Conv,
     ops.Attention,
+    ops.SparseAttention,
     ops.RotaryEmbedding,
     ops.LayerNorm,
     ops.RMSNorm,
