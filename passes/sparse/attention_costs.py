@@ -44,8 +44,8 @@ class Costs:
         return min(1.0, (self.causal if causal else self.blocked).at(density))
 
 
-ORT = Costs(Line(0.01, 1.0), Line(0.10, 1.05), Line(0.04, 0.5))
-TVM = Costs(Line(0.02, 1.1), Line(0.02, 1.15), Line(0.02, 1.0))
+ORT = Costs(Line(0.0, 1.0), Line(0.03, 1.55), Line(0.015, 0.8))
+TVM = Costs(Line(0.07, 0.8), Line(0.06, 0.95), Line(0.05, 0.75))
 
 
 def costs_of(target: str) -> Costs:

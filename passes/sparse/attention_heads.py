@@ -26,8 +26,8 @@ _LEAST = 8  # positions of a period, and periods of a sequence
 class Head:
     """Of one head, on some queries of some samples.
 
-    weights: float32[R, N] for each sample, what queries give to keys. values: float32[N, E] for each. gram:
-    float64[E, E], of the rows of the output projection that read the head.
+    weights: float32[R, N] for each sample, what queries give to keys. values: float32[N, E] for each, and
+    given: float32[R, E], their products. gram: float64[E, E], of the rows of the output projection that read the head.
     """
 
     causal: bool
@@ -35,23 +35,23 @@ class Head:
     gram: np.ndarray
     weights: list[np.ndarray] = field(default_factory=list)
     values: list[np.ndarray] = field(default_factory=list)
+    given: list[np.ndarray] = field(default_factory=list)
 
     @property
     def mean(self) -> np.ndarray:
         """float32[E]: what the head gives on average."""
-        given = [w @ v for w, v in zip(self.weights, self.values, strict=True)]
-        return np.asarray(np.mean(np.concatenate(given), axis=0), np.float32)
+        return np.asarray(np.mean(np.concatenate(self.given), axis=0), np.float32)
 
     def error(self, pattern: Pattern) -> float:
         """Energy of the error of the projected results, summed over queries."""
         total, mean = 0.0, self.mean if pattern.skipped else None
         kept = None if pattern.skipped else pattern.kept(self.weights[0].shape[1], self.causal)[self.rows]
-        for weights, values in zip(self.weights, self.values, strict=True):
+        for weights, values, given in zip(self.weights, self.values, self.given, strict=True):
             found = mean
             if kept is not None:
                 chosen = weights * kept
                 found = (chosen / np.maximum(chosen.sum(axis=1, keepdims=True), 1e-30)) @ values
-            off = (found - weights @ values).astype(np.float64)
+            off = (found - given).astype(np.float64)
             total += float(np.sum((off @ self.gram) * off))
         return total
 
@@ -124,16 +124,16 @@ def observe(graph: Graph, node: Node, feeds: Sequence[Feeds], context: Context) 
     for feed in feeds:
         queries, keys, values = (array.astype(np.float32) for array in run(feed))
         for sample in range(len(queries)):
-            given = []
-            for number_of, head in enumerate(heads):
-                own, other = queries[sample, number_of, rows], number_of // group
+            for number, head in enumerate(heads):
+                own, other = queries[sample, number, rows], number // group
                 scores = (own * np.float32(op.scale)) @ keys[sample, other].T
                 scores = scores if seen is None else np.where(seen, scores, -np.inf)
                 weights = np.exp(scores - scores.max(axis=1, keepdims=True))
                 head.weights.append(weights / weights.sum(axis=1, keepdims=True))
                 head.values.append(values[sample, other])
-                given.append(head.weights[-1] @ head.values[-1])
-            energy += float(np.sum((np.concatenate(given, axis=1).astype(np.float64) @ projection) ** 2))
+                head.given.append(head.weights[-1] @ head.values[-1])
+            given = np.concatenate([head.given[-1] for head in heads], axis=1)
+            energy += float(np.sum((given.astype(np.float64) @ projection) ** 2))
     return Observed(heads, max(energy, 1e-30))
 
 
