@@ -9,9 +9,10 @@ from planish.passes.integer import Integerize
 from planish.passes.judging import Judge, Samples
 from planish.passes.norms import UnifyNorms
 from planish.passes.shiftadd import AddAttention, ShiftAdd
+from planish.passes.sparse import SparsifyAttention
 from planish.passes.tokens import CompressTokens
 
-CHANGING = (UnifyNorms, AddAttention, CompressTokens, ShiftAdd)
+CHANGING = (UnifyNorms, AddAttention, CompressTokens, ShiftAdd, SparsifyAttention)
 """Passes that keep within bars themselves; those that quantize are controlled from outside."""
 
 TRAINING = (UnifyNorms, AddAttention)

@@ -15,6 +15,7 @@ from rich.text import Text
 from planish.passes.norms.unify_report import UnifyReport
 from planish.passes.shiftadd.add_attention import AddAttentionReport
 from planish.passes.shiftadd.report import ShiftAddReport
+from planish.passes.sparse.sparsify_attention import SparseAttentionReport
 from planish.passes.tokens.report import CompressReport
 from planish.tools import attention_screen, codebook_screen, forms_screen, token_screen
 from planish.tools.accuracy_control import Controlled, table_rows
@@ -69,6 +70,8 @@ def render(outcome: Outcome, *, times: bool = False) -> Group:
             parts.append(forms_screen.table(report))
         elif isinstance(report, AddAttentionReport):
             parts.append(attention_screen.table(report))
+        elif isinstance(report, SparseAttentionReport):
+            parts.append(attention_screen.sparse_table(report))
     parts.append(_summary(outcome))
     return Group(*parts)
 
@@ -269,6 +272,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "codebooks": [r.to_dict() for r in outcome.context.reports if isinstance(r, ShiftAddReport)],
         "forms": [r.to_dict() for r in outcome.context.reports if isinstance(r, FormsReport)],
         "attention": [r.to_dict() for r in outcome.context.reports if isinstance(r, AddAttentionReport)],
+        "sparse_attention": [r.to_dict() for r in outcome.context.reports if isinstance(r, SparseAttentionReport)],
         "tokens_refused": [asdict(refused) for refused in token_screen.refusals(outcome.context.records)],
         "accuracy": None if outcome.controlled is None else _accuracy(outcome.controlled),
         "measurements": None if outcome.measurements is None else outcome.measurements.to_dict(),

@@ -83,6 +83,8 @@ def kernel_of(region: Region, context: Context) -> Kernel:
         return in_blocks(region, context)
     if node is None:
         return pointwise(region, context)
+    if isinstance(node.op, ops.Attention) and sparse_attention.skips_blocks(node):
+        return sparse_attention.attention(region, context)
     if region.attention is not None:
         return attention(region, context)
     if isinstance(node.op, ops.IntMatMul | ops.IntAddMatMul | ops.IntBinaryMatMul) and is_batched(node):

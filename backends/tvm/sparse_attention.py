@@ -19,11 +19,21 @@ from planish.backends.tvm.plain import variable
 from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
 from planish.ir import ops
+from planish.ir.attention_patterns import DENSE
+from planish.ir.graph import Node
 
 SIZE = 64  # queries and keys of a block
 _PIECES = 24  # of the work, for all threads
 _OVERHEAD = 1.0  # blocks of keys whose products take as long as all that a block of queries takes once
+_LEAST_CAUSAL = 2 * SIZE  # positions from which future blocks are worth leaving out
 _INFINITE = float("inf")
+
+
+def skips_blocks(node: Node) -> bool:
+    """True if an attention to all keys is faster with lists of blocks: half of them are of the future."""
+    op, (q, k, *_) = node.op, map(shape_of, node.inputs)
+    plain = isinstance(op, ops.Attention) and op.causal and len(node.inputs) == 3
+    return plain and q[2] == k[2] and q[2] >= _LEAST_CAUSAL
 
 
 def attention(region: Region, context: Context) -> Kernel:
@@ -40,7 +50,7 @@ class _SparseAttention:
     def __init__(self, region: Region, context: Context):
         node = region.anchor
         assert node is not None
-        assert isinstance(node.op, ops.SparseAttention)
+        assert isinstance(node.op, ops.SparseAttention | ops.Attention)
         self.region, self.context, self.scope, self.op = region, context, Scope(), node.op
         self.q, self.k, self.v, *self.mean = node.inputs
         self.batch, self.heads, self.length, self.width = shape_of(self.q)
@@ -49,7 +59,8 @@ class _SparseAttention:
         lanes = self.lanes = context.isa.lanes
         self.tiles = tiling(SIZE, SIZE, context.isa)
         self.deep = -(-self.depth // lanes) * lanes
-        found = self.blocks = plan(self.op.patterns, self.length, self.op.causal, SIZE)
+        patterns = self.op.patterns if isinstance(self.op, ops.SparseAttention) else (DENSE,) * self.heads
+        found = self.blocks = plan(patterns, self.length, self.op.causal, SIZE)
         self.rows, self.keys_each = found.counts.shape[1], found.keys.shape[1]
         self.across = SIZE * max(1, int(found.counts.max()))
         count = self.batch * self.heads
@@ -156,9 +167,7 @@ class _SparseAttention:
                 self.means_of(part, head, row * SIZE + start, height, first[0], count[0], factors)
             inner += blocks * height
 
-    def logits_of(
-        self, part: Expr, head: Expr, row: Expr, start: Expr, height: int, first: Expr, count: Expr
-    ) -> None:
+    def logits_of(self, part: Expr, head: Expr, row: Expr, start: Expr, height: int, first: Expr, count: Expr) -> None:
         """Products of some rows of a block with all blocks of keys of its list, side by side."""
         lanes = self.lanes
         wide = min(self.tiles.vectors, (self.context.isa.registers - 1) // (height + 1)) * lanes

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from planish.ir import dims, dtypes
+from planish.ir import dims
 from planish.ir.attention_patterns import Pattern
 from planish.ir.data import Data
 from planish.ir.graph import Value
 from planish.ir.op import Const, Op, need
-from planish.ir.ops import numerics
 from planish.ir.ops.attention import Attention
 from planish.ir.ops.elementwise import FLOAT, need_kind
 from planish.ir.ops.indexing import Concat, Gather, Slice

@@ -38,10 +38,10 @@ class Costs:
             return float(pattern.dense)
         if pattern.window is None:
             line = self.causal if causal else self.gathered
-            return min(1.0, line.at(float(pattern.in_stripe(length).mean())))
+            return min(1.0, line.at(float(pattern.kept(length).any(axis=0).mean())))
         table = pattern.table(length, pattern.blocks or 1, causal)
         density = table.shape[1] / (length // (pattern.blocks or 1))
-        return min(1.0, (self.causal if causal else self.blocked).at(density))
+        return 1.0 if density == 1 else min(1.0, (self.causal if causal else self.blocked).at(density))
 
 
 ORT = Costs(Line(0.0, 1.0), Line(0.03, 1.55), Line(0.015, 0.8))

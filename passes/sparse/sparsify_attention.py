@@ -15,7 +15,7 @@ from planish.ir.graph import Graph, Node, Value
 from planish.passes.allocation import Option, spread, tradeoffs
 from planish.passes.base import Context, Pass
 from planish.passes.exactness import Exactness, approximate
-from planish.passes.judging import Bars, Distance, Judge, three_sets
+from planish.passes.judging import Bars, Distance, Judge, joined, three_sets
 from planish.passes.rewrite import Changes
 from planish.passes.sparse.attention_costs import costs_of
 from planish.passes.sparse.attention_heads import Head, Observed, observe
@@ -23,6 +23,7 @@ from planish.passes.sparse.attention_heads import Head, Observed, observe
 BY = "sparsify-attention"
 _POINTS = 10  # choices that are measured, before those between them
 _TRIED = 1e-2  # about the error of the one attention at a time that shows how much its error harms the outputs
+_MARGIN = 4.0  # times the energy of the error of the worst sample to choose on, that one of others may have
 _WORTH = 0.95  # of the time of all keys, that the best choice must not take more than
 
 
@@ -58,7 +59,8 @@ class Point:
 
 @dataclass(frozen=True)
 class SparseAttentionReport:
-    """The run of one `sparsify-attention`. reported: error on samples that nothing was chosen on."""
+    """The run of one `sparsify-attention`. reported: error on samples that nothing was fitted
+    or compared on."""
 
     attentions: tuple[SparseHeads, ...]
     curve: tuple[Point, ...]
@@ -76,7 +78,8 @@ class SparsifyAttention(Pass):
     """Attention in which each head looks at some keys: near ones, those of some positions, of a phase, or none.
 
     Each head's patterns are weighed by the error of what the next layer makes of its results on samples, and by what
-    kernels were measured to take. The cheapest choice for all heads that stays within the budget is taken.
+    kernels were measured to take. The cheapest choice for all heads that stays within the budget is taken: with a
+    margin on each sample that it is chosen on, and on those to report on.
 
     max_nmse: energy of the outputs' error over their variance; 1e-4 is a relative error of 1 %. max_drop: by how much
     the metric may fall; then max_nmse doesn't count. least: positions below which nothing is tried, since the
@@ -143,7 +146,7 @@ class _Run:
     def __init__(self, step: SparsifyAttention, graph: Graph, context: Context, numbers: Sequence[int]):
         self.step, self.graph, self.context = step, graph, context
         self.sets = three_sets(context)
-        self.judge = Judge(graph, self.sets.rank, context)
+        self.judge = Judge(graph, joined(self.sets.fit, self.sets.rank), context)
         self.costs = costs_of(context.target)
         self.skipped: list[tuple[str, str]] = []
         self.replaced = 0
@@ -173,12 +176,18 @@ class _Run:
             measured[place] = self.judge.distance(self._copy(choices[place]))
             self.context.progressed("measure choices", done, len(sample))
         taken = self._cheapest_allowed(choices, measured)
+        reporting = Judge(self.graph, self.sets.report, self.context)
+        reported = reporting.distance(self._copy(choices[taken]))
+        while not self.step.bars.allows(reported) and taken < len(choices) - 1:
+            taken += 1
+            reported = reporting.distance(self._copy(choices[taken]))
         choice = choices[taken]
+        if taken not in measured:
+            measured[taken] = self.judge.distance(self._copy(choice))
         if self._cost(choice) > _WORTH:
             reason = f"no cheaper choice of keys fits: {self.step.bars}"
             self.skipped += [(str(found.node.loc), reason) for found in self.found]
             return None
-        reported = Judge(self.graph, self.sets.report, self.context).distance(self._copy(choice))
         points = tuple(Point(self._cost(choices[i]), measured[i], i == taken) for i in sorted(measured))
         rows = []
         for found, heads in zip(self.found, choice, strict=True):
@@ -218,13 +227,19 @@ class _Run:
         self, choices: Sequence[tuple[tuple[Choice, ...], ...]], measured: dict[int, Distance]
     ) -> int:
         """The first choice within the error, by bisection between those that were measured."""
-        allowed = [place for place in sorted(measured) if self.step.bars.allows(measured[place])]
+
+        def allows(place: int) -> bool:
+            if not self.step.bars.allows(measured[place]) or self.step.max_drop is not None:
+                return self.step.bars.allows(measured[place])
+            return self.judge.worst(self._copy(choices[place])) <= self.step.max_nmse / _MARGIN
+
+        allowed = [place for place in sorted(measured) if allows(place)]
         high = allowed[0] if allowed else len(choices) - 1
         low = max((place for place in measured if place < high), default=-1)
         while high - low > 1:
             middle = (low + high) // 2
             measured[middle] = self.judge.distance(self._copy(choices[middle]))
-            low, high = (low, middle) if self.step.bars.allows(measured[middle]) else (middle, high)
+            low, high = (low, middle) if allows(middle) else (middle, high)
         return high
 
     def _cost(self, choice: Sequence[Sequence[Choice]]) -> float:
@@ -243,9 +258,7 @@ class _Run:
                 self.replaced += 1
                 self.context.burn()
 
-    def _replace(
-        self, graph: Graph, twins: Mapping[Value, Value] | None, number: int, heads: Sequence[Choice]
-    ) -> bool:
+    def _replace(self, graph: Graph, twins: Mapping[Value, Value] | None, number: int, heads: Sequence[Choice]) -> bool:
         """Put patterns in the place of an attention, in `graph`, whose values are twins of the original's."""
         found, patterns = self.found[number], [each.pattern for each in heads]
         node = found.node if twins is None else twins[found.node.result].node
@@ -262,4 +275,3 @@ class _Run:
         graph.replace(node.result, made)
         graph.erase_dead([node])
         return True
-

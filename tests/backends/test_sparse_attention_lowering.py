@@ -14,8 +14,28 @@ from planish.ir.op import Return
 from planish.ir.types import tensor
 
 RNG = np.random.default_rng(8)
-PLAIN = {"Gather", "Reshape", "Transpose", "MatMul", "Softmax", "Mul", "Add", "Where", "Concat", "Slice", "Expand", "Shape"}
-HEADS = ("window 32 blocks 32", "skip", "stripe 0:16,48:64", "window 5", "window 4 blocks 32 period 16", "window 32 blocks 32")
+PLAIN = {
+    "Gather",
+    "Reshape",
+    "Transpose",
+    "MatMul",
+    "Softmax",
+    "Mul",
+    "Add",
+    "Where",
+    "Concat",
+    "Slice",
+    "Expand",
+    "Shape",
+}
+HEADS = (
+    "window 32 blocks 32",
+    "skip",
+    "stripe 0:16,48:64",
+    "window 5",
+    "window 4 blocks 32 period 16",
+    "window 32 blocks 32",
+)
 
 
 def graph_of(causal: bool) -> Graph:
@@ -32,7 +52,9 @@ def graph_of(causal: bool) -> Graph:
 @pytest.mark.parametrize("causal", [False, True])
 def test_it_computes_what_numpy_says(causal, spellings):
     graph = graph_of(causal)
-    model = onnx_ir.serde.serialize_model(build(graph, opset=23 if spellings is STANDARD else None, spellings=spellings))
+    model = onnx_ir.serde.serialize_model(
+        build(graph, opset=23 if spellings is STANDARD else None, spellings=spellings)
+    )
     kinds = {node.op_type for node in model.graph.node}
     assert kinds <= PLAIN | ({"Attention"} if spellings is STANDARD else set())
     assert {node.domain for node in model.graph.node} == {""}

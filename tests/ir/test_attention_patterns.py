@@ -8,7 +8,12 @@ from planish.ir.errors import VerifyError
 
 TEXTS = [
     *("dense", "skip", "window 3", "stripe 0:2,5:6", "window 1 stripe 4:8", "window 2 blocks 4", "window 0 period 6"),
-    *("stripe 3:5 blocks 4", "window 4 stripe 0:4 blocks 4", "window 2 blocks 2 period 4", "window 3 stripe 1:2 period 3"),
+    *(
+        "stripe 3:5 blocks 4",
+        "window 4 stripe 0:4 blocks 4",
+        "window 2 blocks 2 period 4",
+        "window 3 stripe 1:2 period 3",
+    ),
 ]
 LENGTH = 24
 
@@ -27,7 +32,9 @@ def wanted(pattern: Pattern, causal: bool) -> np.ndarray:
         b = pattern.blocks
         for row in range(n // b):
             queries = [i for i in range(n) if place[i] // b == row]
-            needed = [c for c in range(n // b) if any(found[i, j] for i in queries for j in range(n) if place[j] // b == c)]
+            needed = [
+                c for c in range(n // b) if any(found[i, j] for i in queries for j in range(n) if place[j] // b == c)
+            ]
             for i in queries:
                 found[i] = [place[j] // b in needed for j in range(n)]
     return np.tril(found) if causal else found
@@ -84,7 +91,17 @@ def test_dense_and_skip_have_names():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "windows 3", "window", "window x", "window 3 window 4", "stripe 1", "blocks 4 window 3", "window 3 x 1", " dense"],
+    [
+        "",
+        "windows 3",
+        "window",
+        "window x",
+        "window 3 window 4",
+        "stripe 1",
+        "blocks 4 window 3",
+        "window 3 x 1",
+        " dense",
+    ],
 )
 def test_other_texts_are_refused(text):
     with pytest.raises(VerifyError, match="no pattern of attention"):

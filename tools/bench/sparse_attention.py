@@ -48,7 +48,9 @@ def on_runtime(graph: Graph, threads: int, spellings: Spellings = ORT_CPU) -> Ou
     """The graph on ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    model = onnx_ir.serde.serialize_model(build(graph, opset=24 if spellings is STANDARD else None, spellings=spellings))
+    model = onnx_ir.serde.serialize_model(
+        build(graph, opset=24 if spellings is STANDARD else None, spellings=spellings)
+    )
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return lambda feed: session.run(None, dict(feed))[0]
 
@@ -83,9 +85,7 @@ def ratios(runs: Mapping[str, Outputs], feed: Feeds, rounds: int) -> tuple[dict[
             run(feed)
             taken[name].append(1e3 * (time.perf_counter() - start))
     first = next(iter(taken.values()))
-    gains = {
-        name: statistics.median(a / b for a, b in zip(first, each, strict=True)) for name, each in taken.items()
-    }
+    gains = {name: statistics.median(a / b for a, b in zip(first, each, strict=True)) for name, each in taken.items()}
     return {name: statistics.median(each) for name, each in taken.items()}, gains
 
 
@@ -192,13 +192,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--max-nmse", type=float, default=1e-4, help="the budget of the choice; default: 1e-4, 1 %%")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--causal", choices=["no", "yes"], help="default: both")
     parser.add_argument("--costs", action="store_true", help="time single patterns instead")
     options = parser.parse_args()
     console = Console(width=120)
     if options.costs:
         costs(options.rounds, console)
         return
-    for causal in (False, True):
+    for causal in (False, True) if options.causal is None else (options.causal == "yes",):
         compared(LongEncoder(options.tokens, causal=causal), options.rounds, options.max_nmse, console)
 
 

@@ -27,10 +27,14 @@ def case(heads, length, width, depth, causal=False, batch=1, shared=None):
 def cases():
     for causal in (False, True):
         yield case(("window 10", "dense", "stripe 0:3,70:90", "skip"), 130, 9, 20, causal, batch=2)
-        yield case(("window 10 blocks 10", "window 0", "window 2 period 13", "window 3 stripe 0:1"), 130, 16, 33, causal, 1, 2)
+        yield case(
+            ("window 10 blocks 10", "window 0", "window 2 period 13", "window 3 stripe 0:1"), 130, 16, 33, causal, 1, 2
+        )
         yield case(("window 64 blocks 64", "window 8 blocks 32 period 16"), 256, 64, 64, causal)
         yield case(("window 1",), 1, 1, 1, causal)
         yield case(("stripe 0:100", "window 70 stripe 150:151"), 197, 32, 48, causal)
+    arrays = (normal(2, 4, 197, 16), normal(2, 2, 197, 16), normal(2, 2, 197, 20))
+    yield Case(ops.Attention(0.3, True), arrays, 4e-6)  # to all keys, with the blocks of the future left out
     yield case(("stripe 3:4",), 7, 8, 8, True)  # the first three rows keep nothing and are NaN
     yield case(("skip", "skip"), 67, 8, 9, batch=2)
 

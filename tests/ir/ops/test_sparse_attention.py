@@ -28,7 +28,12 @@ def normal(*shape: int) -> np.ndarray:
 
 def operands(heads: tuple[str, ...], shared: int, causal: bool) -> list[np.ndarray | None]:
     skipped = heads.count("skip")
-    return [normal(2, 4, N, D), normal(2, shared, N, D), normal(2, shared, N, E), normal(skipped, E) if skipped else None]
+    return [
+        normal(2, 4, N, D),
+        normal(2, shared, N, D),
+        normal(2, shared, N, E),
+        normal(skipped, E) if skipped else None,
+    ]
 
 
 @pytest.mark.parametrize("causal", [False, True])
