@@ -14,6 +14,7 @@ Source: the modes of Sparse-vDiT (arXiv 2506.03065), whose multi-diagonal is a w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -77,7 +78,7 @@ class Pattern:
         if self.window is not None and self.window < 0:
             return f"the window of {self} is negative"
         edges = [edge for bounds in self.stripe for edge in bounds]
-        ascending = all(a < b if i % 2 == 0 else a <= b for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False)))
+        ascending = all(a < b if i % 2 == 0 else a <= b for i, (a, b) in enumerate(pairwise(edges)))
         inside = not edges or (edges[0] >= 0 and edges[-1] <= length)
         return "" if ascending and inside else f"the ranges of {self} don't ascend from 0 to {length}"
 

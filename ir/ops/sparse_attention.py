@@ -77,7 +77,7 @@ class SparseAttention(Op):
         return result
 
     def decompose(self, q: Value, k: Value, v: Value, mean: Value | None = None) -> Value | None:
-        """Dense attention of blocks of queries to the blocks of keys gathered for them; heads of one pattern at once."""
+        """Dense attention of blocks of queries to the blocks of keys gathered for them, by pattern."""
         group = len(self.heads) // int(k.tensor.dims[1])
         parts, order = [], list[int]()
         for text in dict.fromkeys(self.heads):

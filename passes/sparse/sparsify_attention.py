@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -209,7 +210,7 @@ class _Run:
             for options in found.options:
                 table.append([(work * each.cost, harm * each.error, each) for each in options])
         sizes = np.cumsum([0, *(len(found.options) for found in self.found)])
-        return [tuple(flat[a:b] for a, b in zip(sizes[:-1], sizes[1:], strict=True)) for flat in tradeoffs(table)]
+        return [tuple(flat[a:b] for a, b in pairwise(sizes)) for flat in tradeoffs(table)]
 
     def _harm(self, number: int) -> float:
         """Error of the outputs per error of an attention: from that attention alone."""

@@ -27,7 +27,7 @@ from planish.backends.tvm.build import Executable
 from planish.backends.tvm.isa import host_isa
 from planish.backends.tvm.program import lower
 from planish.ir import dtypes, ops
-from planish.ir.graph import Graph
+from planish.ir.graph import Graph, Value
 from planish.ir.loc import Loc
 from planish.ir.op import Return
 from planish.ir.types import tensor
@@ -105,7 +105,7 @@ def attention_of(graph: Graph) -> Graph:
     alone, values = Graph(), []
     for number, node in enumerate(graph.nodes(ops.Attention, ops.SparseAttention)):
         taken = [alone.add_input(f"{name}{number}", node.inputs[i].tensor) for i, name in enumerate("qkv")]
-        mean = [] if len(node.inputs) < 4 else [np.zeros(node.inputs[3].tensor.dims, np.float32)]  # type: ignore[arg-type]
+        mean = [np.zeros(extents(value), np.float32) for value in node.inputs[3:]]
         values.append(node.op(*taken, *mean))
     total = values[0]
     for value in values[1:]:
@@ -117,7 +117,12 @@ def attention_of(graph: Graph) -> Graph:
 
 def random_feed(graph: Graph) -> Feeds:
     rng = np.random.default_rng(0)
-    return {v.hint: rng.standard_normal(v.tensor.dims).astype(np.float32) for v in graph.inputs}  # type: ignore[arg-type]
+    return {value.hint: rng.standard_normal(extents(value)).astype(np.float32) for value in graph.inputs}
+
+
+def extents(value: Value) -> tuple[int, ...]:
+    """The shape, which must be known."""
+    return tuple(int(extent) for extent in value.tensor.dims)
 
 
 def errors(original: Outputs, changed: Outputs, feeds: Sequence[Feeds]) -> list[float]:

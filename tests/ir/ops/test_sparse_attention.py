@@ -102,7 +102,8 @@ def test_rows_that_keep_no_key_are_nan():
 def test_the_text_says_what_each_head_looks_at_and_parses_back():
     text = """
 def main(q: f32[batch, 3, 64, 8], m: f32[1, 8]):
-    y: f32[batch, 3, 64, 8] = SparseAttention(scale=0.125, heads=('window 16 blocks 16', 'stripe 0:4', 'skip'), causal=False)(q, q, q, m)
+    y: f32[batch, 3, 64, 8] = SparseAttention(scale=0.125, heads=('window 8', 'stripe 0:4', 'skip'), \
+causal=False)(q, q, q, m)
     return y
 """
     graph = parse_graph(text)

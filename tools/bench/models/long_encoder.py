@@ -1,4 +1,4 @@
-"""A long encoder whose attention is concentrated by construction: near keys, some positions, one phase, or all alike."""
+"""A long encoder whose attention is concentrated by construction: near keys, some positions, or one phase."""
 
 from __future__ import annotations
 
