@@ -18,6 +18,7 @@ from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.plain import variable
 from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import Expr, Index, Kernel, Scope
+from planish.backends.tvm.tiles import evened
 from planish.ir import ops
 from planish.ir.attention_patterns import DENSE
 from planish.ir.graph import Node
@@ -158,8 +159,8 @@ class _SparseAttention:
         place = self.own(head)[1] * self.rows + row
         first = variable("int32", self.known["starts"][place])
         count = variable("int32", self.known["starts"][place + 1] - first[0])
-        plan, inner = tiling(queries, SIZE, self.context.isa) if queries < SIZE else self.tiles, 0
-        for blocks, height in plan.spans:
+        inner = 0
+        for blocks, height in evened(queries, self.tiles.height, self.tiles.vectors).spans:
             with T.serial(0, blocks) as block:
                 start = inner + block * height
                 self.logits_of(part, head, row, start, height, first[0], count[0])
@@ -170,7 +171,7 @@ class _SparseAttention:
     def logits_of(self, part: Expr, head: Expr, row: Expr, start: Expr, height: int, first: Expr, count: Expr) -> None:
         """Products of some rows of a block with all blocks of keys of its list, side by side."""
         lanes = self.lanes
-        wide = min(self.tiles.vectors, (self.context.isa.registers - 1) // (height + 1)) * lanes
+        wide = self.tiles.vectors * lanes
         with T.serial(0, count) as number:
             key = head * (self.keys_each // SIZE) + self.known["columns"][first + number]
             for column in range(0, SIZE, wide):
@@ -182,8 +183,10 @@ class _SparseAttention:
                     lanes,
                 )  # fmt: skip
                 for i, acc in enumerate(sums):
-                    with vector(used) as lane:
-                        self._store(self.logits, part, i, number * SIZE + column + lane, acc[lane])
+                    for piece, size in pieces(used, 2 * lanes):
+                        with vector(size) as lane:
+                            place = number * SIZE + column + piece + lane
+                            self._store(self.logits, part, i, place, acc[piece + lane])
             mask = variable("int32", self.known["masks"][first + number])
             with T.If(mask[0] > 0), T.Then():
                 for i in range(height):

@@ -33,6 +33,8 @@ def cases():
         yield case(("window 64 blocks 64", "window 8 blocks 32 period 16"), 256, 64, 64, causal)
         yield case(("window 1",), 1, 1, 1, causal)
         yield case(("stripe 0:100", "window 70 stripe 150:151"), 197, 32, 48, causal)
+        for rest in (20, 31, 45):  # queries of the last block
+            yield case(("window 3",), 64 + rest, 8, 8, causal)
     arrays = (normal(2, 4, 197, 16), normal(2, 2, 197, 16), normal(2, 2, 197, 20))
     yield Case(ops.Attention(0.3, True), arrays, 4e-6)  # to all keys, with the blocks of the future left out
     yield case(("stripe 3:4",), 7, 8, 8, True)  # the first three rows keep nothing and are NaN
