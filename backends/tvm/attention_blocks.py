@@ -49,7 +49,7 @@ def plan(patterns: tuple[Pattern, ...], length: int, causal: bool, size: int) ->
         blocks = packed.reshape(rows, size, across, size)
         needed = blocks.any(axis=(1, 3))
         packed[length:] = True  # nobody computes rows behind the last
-        whole = blocks.all(axis=(1, 3))
+        whole: np.ndarray = np.asarray(blocks.all(axis=(1, 3)))
         for row, column in np.argwhere(needed).tolist():
             columns.append(column)
             block = blocks[row, :, column].tobytes()
