@@ -143,6 +143,15 @@ class Judge:
         parts = [self._drop(found, part) for part in np.array_split(rows, min(_PARTS, len(rows)))]
         return Distance(nmse, self._drop(found, rows), float(np.std(parts)) / max(len(parts) - 1, 1) ** 0.5)
 
+    def worst(self, graph: Graph) -> float:
+        """The greatest error of one sample: energy of the differences of its outputs over the variance of all."""
+        errors = [0.0]
+        for new, old in zip(self._outputs(graph), self.expected, strict=True):
+            if old.dtype.kind == "f":
+                each = ((new.astype(np.float64) - old) ** 2).reshape(len(old), -1).mean(axis=1)
+                errors.append(float(np.max(each, initial=0.0)) / max(float(np.var(old, dtype=np.float64)), 1e-30))
+        return max(errors)
+
     def _drop(self, found: list[np.ndarray], rows: np.ndarray) -> float:
         """By how much the metric falls on some rows of the outputs; on all, if these don't go with the samples."""
         assert self.metric is not None

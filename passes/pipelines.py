@@ -20,11 +20,15 @@ from planish.passes.norms import FoldNorms, UnifyNorms
 from planish.passes.raising import OPTIONAL, RAISING
 from planish.passes.raising.projections import MergeProjections
 from planish.passes.shiftadd import AddAttention, DecodeWeights, MixExperts, ShiftAdd
-from planish.passes.sparse import DetectSparsity, Prune
-from planish.passes.sparse.armor_prune import ArmorPrune
-from planish.passes.sparse.drop_zero_channels import DropZeroChannels
-from planish.passes.sparse.prune_units import PruneUnits
-from planish.passes.sparse.skip_inactive import SkipInactive
+from planish.passes.sparse import (
+    ArmorPrune,
+    DetectSparsity,
+    DropZeroChannels,
+    Prune,
+    PruneUnits,
+    SkipInactive,
+    SparsifyAttention,
+)
 from planish.passes.tokens import CompressTokens
 
 cleanup = Pipeline(*(kind() for kind in CLEANUP))
@@ -78,6 +82,10 @@ RECIPES: Mapping[str, tuple[str, Pipeline]] = {
         " --recover)",
         Pipeline(*_split.steps, AddAttention(), Repeat(cleanup)),
     ),
+    "sparse-attention": (
+        "default, with heads of long sequences that look at some keys only, chosen on samples (needs --calib)",
+        Pipeline(*_prepared.steps, SparsifyAttention(), Repeat(cleanup)),
+    ),
     "fast": (
         "default, then linear layers in 8 bits between float ops: the fastest on ONNX Runtime (needs --calib)",
         Pipeline(*_prepared.steps, MergeProjections(), QuantizeProducts(), Repeat(cleanup)),
@@ -97,6 +105,7 @@ PASSES: tuple[type[Pass], ...] = (
     UnifyNorms,
     AddAttention,
     CompressTokens,
+    SparsifyAttention,
     MixExperts,
     ShiftAdd,
     DecodeWeights,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from planish.passes.shiftadd.add_attention import AddAttentionReport
+from planish.passes.sparse.sparsify_attention import SparseAttentionReport
 from planish.tools.recovery.recover import Recovery
 
 
@@ -19,4 +20,18 @@ def table(report: AddAttentionReport) -> Table:
     trained = f", trained for {report.recovery.steps} steps" if isinstance(report.recovery, Recovery) else ""
     drop = "" if report.reported.drop is None else f", metric {-report.reported.drop:+.3g}"
     made.add_row(f"outputs{trained}", "", "", f"{100 * report.reported.nmse:.2g} %{drop}", style="bold")
+    return made
+
+
+def sparse_table(report: SparseAttentionReport) -> Table:
+    """What the heads of each attention look at, and the estimated time of it over that of all keys."""
+    made = Table(title="Sparse attention", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    made.add_column("attention", overflow="fold")
+    made.add_column("heads", overflow="fold")
+    made.add_column("time", justify="right")
+    for row in report.attentions:
+        made.add_row(row.name, "; ".join(row.heads), f"{100 * row.cost:.0f} %")
+    drop = "" if report.reported.drop is None else f", metric {-report.reported.drop:+.3g}"
+    error = f"error {100 * report.reported.nmse:.2g} % of the variance{drop}"
+    made.add_row("outputs", error, "", style="bold")
     return made

@@ -9,11 +9,10 @@ from planish.passes.integer import Integerize
 from planish.passes.judging import Judge, Samples
 from planish.passes.norms import UnifyNorms
 from planish.passes.shiftadd import AddAttention, ShiftAdd
-from planish.passes.sparse import Prune
-from planish.passes.sparse.prune_units import PruneUnits
+from planish.passes.sparse import Prune, PruneUnits, SparsifyAttention
 from planish.passes.tokens import CompressTokens
 
-CHANGING = (UnifyNorms, AddAttention, CompressTokens, PruneUnits, Prune, ShiftAdd)
+CHANGING = (UnifyNorms, AddAttention, CompressTokens, SparsifyAttention, PruneUnits, Prune, ShiftAdd)
 """Passes that keep within bars themselves; those that quantize are controlled from outside."""
 
 TRAINING = (UnifyNorms, AddAttention, Prune)
@@ -49,12 +48,12 @@ def with_bars(
         if max_nmse is not None:
             raise UsageError(
                 "--max-nmse is for replaced norms and attention, compressed tokens, pruned weights and codebooks",
-                remedy="add --recipe unify, add-attention, compress, shrink, prune or shift-add",
+                remedy="add --recipe unify, add-attention, compress, sparse-attention, shrink, prune or shift-add",
             )
         if (max_drop is not None or metric is not None) and not has(pipeline, Integerize):
             raise UsageError(
                 "--metric and --max-drop are for recipes that change what a model computes",
-                remedy="add --recipe integer, unify, compress, shrink, prune or shift-add",
+                remedy="add --recipe integer, unify, compress, sparse-attention, shrink, prune or shift-add",
             )
         return pipeline
     options: dict[str, float] = {}

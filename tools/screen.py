@@ -17,6 +17,7 @@ from planish.passes.shiftadd.add_attention import AddAttentionReport
 from planish.passes.shiftadd.report import ShiftAddReport
 from planish.passes.sparse.report import PruneReport
 from planish.passes.sparse.skip_inactive import SkipReport
+from planish.passes.sparse.sparsify_attention import SparseAttentionReport
 from planish.passes.sparse.units_report import UnitsReport
 from planish.passes.tokens.report import CompressReport
 from planish.tools import (
@@ -86,6 +87,8 @@ def render(outcome: Outcome, *, times: bool = False) -> Group:
             parts += units_screen.tables(report)
         elif isinstance(report, SkipReport):
             parts.append(skip_screen.table(report))
+        elif isinstance(report, SparseAttentionReport):
+            parts.append(attention_screen.sparse_table(report))
     parts.append(_summary(outcome))
     return Group(*parts)
 
@@ -296,6 +299,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "forms": [r.to_dict() for r in outcome.context.reports if isinstance(r, FormsReport)],
         "attention": [r.to_dict() for r in outcome.context.reports if isinstance(r, AddAttentionReport)],
         "inactive": [r.to_dict() for r in outcome.context.reports if isinstance(r, SkipReport)],
+        "sparse_attention": [r.to_dict() for r in outcome.context.reports if isinstance(r, SparseAttentionReport)],
         "tokens_refused": [asdict(refused) for refused in token_screen.refusals(outcome.context.records)],
         "accuracy": None if outcome.controlled is None else _accuracy(outcome.controlled),
         "measurements": None if outcome.measurements is None else outcome.measurements.to_dict(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as onnx
 
-from planish.backends.onnx.emitter import Emitter, Lowered, Lowering
+from planish.backends.onnx.emitter import Emitter, Lowered, Lowering, expanded
 from planish.ir import ops
 from planish.ir.graph import Node
 from planish.ir.op import Op
@@ -30,4 +30,8 @@ def _rotary(e: Emitter, node: Node, x: Operands) -> Lowered:
     return e.expand(node)
 
 
-LOWERINGS: dict[type[Op], Lowering] = {ops.Attention: _attention, ops.RotaryEmbedding: _rotary}
+LOWERINGS: dict[type[Op], Lowering] = {
+    ops.Attention: _attention,
+    ops.SparseAttention: expanded,
+    ops.RotaryEmbedding: _rotary,
+}

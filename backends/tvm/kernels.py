@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from planish.backends.tvm import float_attention, float_gemm, float_loops, float_rows, float_windows, shifts
+from planish.backends.tvm import (
+    float_attention,
+    float_gemm,
+    float_loops,
+    float_rows,
+    float_windows,
+    shifts,
+    sparse_attention,
+)
 from planish.backends.tvm.attention import attention
 from planish.backends.tvm.batched_products import batched, is_batched
 from planish.backends.tvm.binary_bytes import counted, counts_bytes
@@ -31,6 +39,7 @@ FLOAT: Mapping[type[Op], Emitter] = {
     ops.MaxPool: float_loops.pooled,
     ops.AveragePool: float_loops.pooled,
     ops.Attention: float_attention.attention,
+    ops.SparseAttention: sparse_attention.attention,
     ops.RotaryEmbedding: float_loops.turned,
     ops.LayerNorm: float_rows.normalised,
     ops.RMSNorm: float_rows.normalised,
@@ -76,6 +85,8 @@ def kernel_of(region: Region, context: Context) -> Kernel:
         return in_blocks(region, context)
     if node is None:
         return pointwise(region, context)
+    if isinstance(node.op, ops.Attention) and sparse_attention.skips_blocks(node):
+        return sparse_attention.attention(region, context)
     if region.attention is not None:
         return attention(region, context)
     if isinstance(node.op, ops.IntMatMul | ops.IntAddMatMul | ops.IntBinaryMatMul) and is_batched(node):

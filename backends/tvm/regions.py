@@ -26,6 +26,7 @@ FLOAT_REDUCTIONS: tuple[type[Op], ...] = (
     ops.Conv,
     ops.ReluMLP,
     ops.Attention,
+    ops.SparseAttention,
     ops.RotaryEmbedding,
     ops.LayerNorm,
     ops.RMSNorm,

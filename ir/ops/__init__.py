@@ -117,6 +117,7 @@ from planish.ir.ops.shape import Transpose as Transpose
 from planish.ir.ops.shape import Unsqueeze as Unsqueeze
 from planish.ir.ops.shift_add import ShiftConv as ShiftConv
 from planish.ir.ops.shift_add import ShiftLinear as ShiftLinear
+from planish.ir.ops.sparse_attention import SparseAttention as SparseAttention
 from planish.ir.ops.tokens import MatchTokens as MatchTokens
 from planish.ir.ops.tokens import MergeTokens as MergeTokens
 from planish.ir.ops.tokens import PlaceTokens as PlaceTokens
