@@ -9,6 +9,7 @@ from rich.table import Table
 
 from planish.ir.codebooks import CODEBOOKS
 from planish.passes.shiftadd.report import LayerFinding, Point, ShiftAddReport
+from planish.tools.titled import titled
 from planish.tools.token_screen import error_cells
 
 FLOATS = "floats"
@@ -25,10 +26,7 @@ def summary(report: ShiftAddReport) -> str:
 
 def tables(report: ShiftAddReport) -> Iterator[RenderableType]:
     """Layers by codebook; the choices that were measured."""
-    table = _table("Codebooks")
-    table.add_column("codebook")
-    for name in ("layers", "weights", "bits", "shifts per weight", "lowest dB"):
-        table.add_column(name, justify="right")
+    table = titled("Codebooks", "codebook", "layers", "weights", "bits", "shifts per weight", "lowest dB")
     table.add_column("what", overflow="fold")
     for name, layers in by_codebook(report).items():
         count = sum(layer.elements for layer in layers)
@@ -59,7 +57,7 @@ def by_codebook(report: ShiftAddReport) -> dict[str, list[LayerFinding]]:
 
 
 def _curve(report: ShiftAddReport) -> Table:
-    table = _table(f"Bits against error ({report.budget})")
+    table = titled(f"Bits against error ({report.budget})")
     for name in ("bits per weight", "energy", "of outputs", "metric"):
         table.add_column(name, justify="right")
     for point in report.curve:
@@ -71,7 +69,3 @@ def _curve(report: ShiftAddReport) -> Table:
 def point_cells(point: Point) -> tuple[str, ...]:
     """A choice that was measured, as text."""
     return f"{point.bits:.2f}", f"{100 * point.energy:.0f} %", *error_cells(point.chosen)
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from planish.ir.graph import Graph
 from planish.tools.energy import FORMS, EnergyReport, energy_of
+from planish.tools.titled import titled
 
 
 def print_energy(graph: Graph, as_json: bool) -> None:
@@ -29,7 +30,7 @@ def print_energy(graph: Graph, as_json: bool) -> None:
 
 def layer_table(report: EnergyReport) -> Table:
     """One row per layer, energies in nJ."""
-    table = Table(title="Energy by layer, nJ", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = titled("Energy by layer, nJ")
     table.add_column("layer", overflow="fold")
     table.add_column("op", overflow="fold")
     for name in ("products", "digits", "bits", *(f"{column} {form}" for column in "AB" for form in FORMS)):
@@ -44,10 +45,7 @@ def layer_table(report: EnergyReport) -> Table:
 
 def total_table(report: EnergyReport) -> Table:
     """One row per form: energies in µJ, and how many times less than fp32."""
-    table = Table(title="In total, µJ", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("form")
-    for name in ("A operations", "", "B with traffic", "", "C as ShiftAddViT", ""):
-        table.add_column(name, justify="right")
+    table = titled("In total, µJ", "form", "A operations", "", "B with traffic", "", "C as ShiftAddViT", "")
     totals = report.totals
     for form in FORMS:
         found, base = totals[form], totals["fp32"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.table import Table
 
 from planish.tools.forms import FormRow, FormsReport, OnRuntime
+from planish.tools.titled import titled
 
 COLUMNS = (
     "bits per weight",
@@ -14,9 +17,9 @@ COLUMNS = (
 )
 
 
-def table(report: FormsReport) -> Table:
+def tables(report: FormsReport) -> Iterator[Table]:
     """One row per form."""
-    made = Table(title="Number formats", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    made = titled("Number formats")
     made.add_column("form", overflow="fold")
     for name in COLUMNS:
         made.add_column(name, justify="right")
@@ -24,7 +27,7 @@ def table(report: FormsReport) -> Table:
         made.add_row(row.name, *cells(row))
     made.caption = caption(report)
     made.caption_justify = "left"
-    return made
+    yield made
 
 
 def cells(row: FormRow) -> tuple[str, ...]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 from rich.console import Console
-from rich.table import Table
 
 from planish.passes.base import pipeline_exactness
 from planish.passes.pipelines import PASSES, RECIPES
+from planish.tools.titled import titled
 
 
 def print_passes(as_json: bool) -> None:
@@ -32,7 +32,7 @@ def print_passes(as_json: bool) -> None:
         ("Passes", ("pass", "exactness", "does"), [(r["name"], r["exactness"], r["summary"]) for r in rows]),
         ("Recipes", ("recipe", "", "does"), [(n, "", f"{text}\n[dim]{p}[/dim]") for n, (text, p) in RECIPES.items()]),
     ):
-        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table = titled(title)
         for column in columns:
             table.add_column(column, overflow="fold")
         for line in lines:
@@ -42,7 +42,7 @@ def print_passes(as_json: bool) -> None:
 
 def print_rules() -> None:
     """The rules of each pass on standard output."""
-    table = Table(title="Rules", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = titled("Rules")
     for column in ("pass", "rule", "does"):
         table.add_column(column, overflow="fold")
     for kind in PASSES:

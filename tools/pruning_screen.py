@@ -9,6 +9,7 @@ from rich.table import Table
 
 from planish.passes.sparse.report import Point, PruneReport
 from planish.tools.recovery.recover import Recovery
+from planish.tools.titled import titled
 from planish.tools.token_screen import error_cells
 
 
@@ -31,10 +32,7 @@ def trained(report: PruneReport) -> str:
 
 def tables(report: PruneReport) -> Iterator[RenderableType]:
     """What stays of layers; the choices that were measured."""
-    table = _table("Zeros")
-    table.add_column("layers with")
-    for name in ("layers", "weights", "lowest dB", "without a fit"):
-        table.add_column(name, justify="right")
+    table = titled("Zeros", "layers with", "layers", "weights", "lowest dB", "without a fit")
     for share in sorted({layer.density for layer in report.layers}, reverse=True):
         found = [layer for layer in report.layers if layer.density == share]
         table.add_row(
@@ -55,7 +53,7 @@ def point_cells(point: Point) -> tuple[str, ...]:
 
 
 def _curve(report: PruneReport, method: str, points: tuple[Point, ...]) -> Table:
-    table = _table(f"Zeros against error, {method} ({report.budget})")
+    table = titled(f"Zeros against error, {method} ({report.budget})")
     for name in ("products gone", "of outputs", "metric"):
         table.add_column(name, justify="right")
     for point in points:
@@ -68,7 +66,3 @@ def _curve(report: PruneReport, method: str, points: tuple[Point, ...]) -> Table
 def _lowest(found: list[float | None]) -> str:
     known = [value for value in found if value is not None]
     return f"{min(known):.1f}" if known else ""
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)

@@ -12,30 +12,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from rich.table import Table
 from rich.text import Text
 
-from planish.passes.norms.unify_report import UnifyReport
-from planish.passes.shiftadd.add_attention import AddAttentionReport
-from planish.passes.shiftadd.report import ShiftAddReport
-from planish.passes.sparse.report import PruneReport
-from planish.passes.sparse.skip_inactive import SkipReport
-from planish.passes.sparse.sparsify_attention import SparseAttentionReport
-from planish.passes.sparse.units_report import UnitsReport
-from planish.passes.tokens.report import CompressReport
-from planish.tools import (
-    attention_screen,
-    codebook_screen,
-    forms_screen,
-    pruning_screen,
-    skip_screen,
-    token_screen,
-    units_screen,
-)
+from planish.tools import pass_screens, token_screen
 from planish.tools.accuracy_control import Controlled, table_rows
 from planish.tools.agreement import agreement
 from planish.tools.compiling import Outcome
-from planish.tools.forms import FormsReport
 from planish.tools.measure import Measurements
-from planish.tools.recovery.recover import Recovery
-from planish.tools.token_screen import error_cells
+from planish.tools.titled import titled
 from planish.tools.verify import Verification
 
 SHOWN_LAYERS = 10  # rows of the table of sensitive layers
@@ -71,34 +53,14 @@ def render(outcome: Outcome, *, times: bool = False) -> Group:
     if outcome.controlled is not None:
         parts += [_sensitivity_table(outcome.controlled), _attempt_table(outcome.controlled)]
     for report in outcome.context.reports:
-        if isinstance(report, UnifyReport):
-            parts += [_norm_table(report), _curve_table(report)]
-        elif isinstance(report, CompressReport):
-            parts += token_screen.tables(report)
-        elif isinstance(report, ShiftAddReport):
-            parts += codebook_screen.tables(report)
-        elif isinstance(report, PruneReport):
-            parts += pruning_screen.tables(report)
-        elif isinstance(report, FormsReport):
-            parts.append(forms_screen.table(report))
-        elif isinstance(report, AddAttentionReport):
-            parts.append(attention_screen.table(report))
-        elif isinstance(report, UnitsReport):
-            parts += units_screen.tables(report)
-        elif isinstance(report, SkipReport):
-            parts.append(skip_screen.table(report))
-        elif isinstance(report, SparseAttentionReport):
-            parts.append(attention_screen.sparse_table(report))
+        parts += pass_screens.tables(report)
     parts.append(_summary(outcome))
     return Group(*parts)
 
 
 def _ops_table(outcome: Outcome) -> Table:
     before, after = Counter(outcome.before.ops), Counter(outcome.after.ops)
-    table = Table(title="Nodes", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("op")
-    for name in ("before", "after", "change"):
-        table.add_column(name, justify="right")
+    table = titled("Nodes", "op", "before", "after", "change")
     rows = sorted(set(before) | set(after), key=lambda op: (-max(before[op], after[op]), op))
     for op in rows[:SHOWN_OPS]:
         table.add_row(op, *_counts(before[op], after[op]))
@@ -118,7 +80,7 @@ def _counts(before: int, after: int) -> tuple[str, str, Text]:
 
 
 def _pass_table(outcome: Outcome, times: bool) -> Table:
-    table = Table(title="Passes", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = titled("Passes")
     table.add_column("pass")
     table.add_column("applied", justify="right")
     if times:
@@ -149,7 +111,7 @@ def pass_rows(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def _sensitivity_table(controlled: Controlled) -> Table:
-    table = Table(title="Most sensitive layers", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = titled("Most sensitive layers")
     table.add_column("layer", overflow="fold")
     table.add_column("op")
     for name in ("bits", "8-bit activations dB", "result dB"):
@@ -160,7 +122,7 @@ def _sensitivity_table(controlled: Controlled) -> Table:
 
 
 def _attempt_table(controlled: Controlled) -> Table:
-    table = Table(title="Accuracy", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = titled("Accuracy")
     table.add_column("setting", overflow="fold")
     table.add_column("metric", justify="right")
     table.add_column("change", justify="right")
@@ -170,48 +132,8 @@ def _attempt_table(controlled: Controlled) -> Table:
     return table
 
 
-def _norm_table(report: UnifyReport) -> Table:
-    table = Table(title="Norms", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("norm", overflow="fold")
-    table.add_column("map")
-    table.add_column("now")
-    for name in ("spread", "peak", "error here", "of outputs", "metric"):
-        table.add_column(name, justify="right")
-    for row in report.norms:
-        table.add_row(
-            row.name,
-            row.variant if row.state != "kept" else "",
-            Text(row.state, style="" if row.state == "kept" else "green"),
-            f"{100 * row.deviations.variation:.0f} %",
-            f"{row.deviations.peak:.1f}",
-            f"{100 * row.local_nmse:.2g} %",
-            *error_cells(row.alone),
-        )
-    return table
-
-
-def _curve_table(report: UnifyReport) -> Table:
-    title = f"Error against norms replaced ({report.budget})"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("norms", justify="right")
-    table.add_column("the last", overflow="fold")
-    for name in ("of outputs", "metric"):
-        table.add_column(name, justify="right")
-    for step in report.curve:
-        note = "" if step.accepted else " (too much)"
-        table.add_row(str(step.count), step.norm + note, *error_cells(step.distance))
-    replaced = sum(row.state != "kept" for row in report.norms)
-    if isinstance(report.recovery, Recovery):
-        training = f"trained for {report.recovery.steps} steps, "
-    else:
-        training = ""
-    table.add_row(str(replaced), f"{training}on the samples to choose by", *error_cells(report.chosen), style="bold")
-    table.add_row(str(replaced), f"{training}on samples seen only now", *error_cells(report.reported), style="bold")
-    return table
-
-
 def _stage_table(outcome: Outcome) -> Table:
-    table = Table(title="Stages", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = titled("Stages")
     table.add_column("stage")
     table.add_column("ms", justify="right")
     for stage, seconds in outcome.seconds.items():
@@ -233,14 +155,8 @@ def _summary(outcome: Outcome) -> Panel:
     for refused in token_screen.refusals(outcome.context.records):
         grid.add_row("tokens", Text(str(refused), style="yellow"))
     for report in outcome.context.reports:
-        if isinstance(report, CompressReport):
-            grid.add_row("tokens", token_screen.summary(report))
-        elif isinstance(report, ShiftAddReport):
-            grid.add_row("weights", codebook_screen.summary(report))
-        elif isinstance(report, PruneReport):
-            grid.add_row("weights", pruning_screen.summary(report))
-        elif isinstance(report, UnitsReport):
-            grid.add_row("units", units_screen.summary(report))
+        if (line := pass_screens.summary(report)) is not None:
+            grid.add_row(*line)
     grid.add_row("agreement", _agreement(outcome.verification, outcome.unverified))
     if outcome.measurements is not None:
         grid.add_row("speed", speed_line(outcome.measurements))
@@ -291,15 +207,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
         "passes": pass_rows(outcome),
         "verification": None if outcome.verification is None else outcome.verification.to_dict(),
         "unverified": outcome.unverified,
-        "norms": [r.to_dict() for r in outcome.context.reports if isinstance(r, UnifyReport)],
-        "tokens": [r.to_dict() for r in outcome.context.reports if isinstance(r, CompressReport)],
-        "codebooks": [r.to_dict() for r in outcome.context.reports if isinstance(r, ShiftAddReport)],
-        "zeros": [r.to_dict() for r in outcome.context.reports if isinstance(r, PruneReport)],
-        "units": [r.to_dict() for r in outcome.context.reports if isinstance(r, UnitsReport)],
-        "forms": [r.to_dict() for r in outcome.context.reports if isinstance(r, FormsReport)],
-        "attention": [r.to_dict() for r in outcome.context.reports if isinstance(r, AddAttentionReport)],
-        "inactive": [r.to_dict() for r in outcome.context.reports if isinstance(r, SkipReport)],
-        "sparse_attention": [r.to_dict() for r in outcome.context.reports if isinstance(r, SparseAttentionReport)],
+        **pass_screens.to_json(outcome.context.reports),
         "tokens_refused": [asdict(refused) for refused in token_screen.refusals(outcome.context.records)],
         "accuracy": None if outcome.controlled is None else _accuracy(outcome.controlled),
         "measurements": None if outcome.measurements is None else outcome.measurements.to_dict(),

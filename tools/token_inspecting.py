@@ -17,6 +17,7 @@ from planish.ir.errors import UsageError
 from planish.tools.job_options import schedule
 from planish.tools.patches import SUFFIXES, picture_of, read_picture
 from planish.tools.samples import input_specs, single_sample
+from planish.tools.titled import titled
 from planish.tools.token_pictures import write_picture
 from planish.tools.token_trace import Trace, compressed_for_tracing, trace
 
@@ -58,7 +59,7 @@ def _sample(source: str, inputs: Mapping[str, InputSpec]) -> dict[str, np.ndarra
 
 
 def _table(found: Trace) -> Table:
-    table = Table(title=f"Tokens: {found.method}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = titled(f"Tokens: {found.method}")
     for name in ("block", "attention", "left", "of one token", "lost here"):
         table.add_column(name, justify="left" if name == "attention" else "right", overflow="fold")
     gone = found.gone_at()

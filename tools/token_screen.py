@@ -13,6 +13,7 @@ from planish.passes.base import PassRecord
 from planish.passes.judging import Distance
 from planish.passes.tokens import CompressTokens
 from planish.passes.tokens.report import CompressReport, Point
+from planish.tools.titled import titled
 
 _DONE = {"merge": "merged", "fuse": "fused", "eliminate": "eliminated", "route": "routed"}
 _REMEDIES = {
@@ -73,10 +74,7 @@ def tables(report: CompressReport) -> Iterator[RenderableType]:
 
 
 def _blocks(report: CompressReport) -> Table:
-    table = _table("Tokens")
-    table.add_column("block", overflow="fold")
-    for name in ("before", "go", "left"):
-        table.add_column(name, justify="right")
+    table = titled("Tokens", "block", "before", "go", "left")
     for name, before, removed, left in block_rows(report):
         table.add_row(Text(name), str(before), str(removed or ""), Text(str(left), style="green" if removed else ""))
     return table
@@ -89,7 +87,7 @@ def block_rows(report: CompressReport) -> list[tuple[str, int, int, int]]:
 
 
 def _curve(report: CompressReport) -> Table:
-    table = _table(f"Speed against error: {report.choice.method}, {report.budget}")
+    table = titled(f"Speed against error: {report.choice.method}, {report.budget}")
     for name in ("left", "times as fast", "of outputs", "metric", "on unseen", "metric"):
         table.add_column(name, justify="right")
     for point in report.curves.get(report.choice.method, ()):
@@ -107,7 +105,3 @@ def point_cells(point: Point) -> tuple[str, ...]:
 def error_cells(distance: Distance) -> tuple[str, str]:
     """Error of the outputs, and change of the metric, as text."""
     return f"{100 * distance.nmse:.2g} %", "" if distance.drop is None else f"{0 - distance.drop:+.3g}"
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)

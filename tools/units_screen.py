@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from planish.passes.sparse.units_report import UnitsReport
+from planish.tools.titled import titled
 from planish.tools.token_screen import error_cells
 
 
@@ -26,20 +26,13 @@ def summary(report: UnitsReport) -> str:
 
 def tables(report: UnitsReport) -> Iterator[RenderableType]:
     """Layers, then the choices that were measured."""
-    layers = _table("Units", "layer", "units", "stay", "noise", "without a fit")
+    layers = titled("Units", "layer", "units", "stay", "noise", "without a fit")
     for row in report.layers:
         shown = ("" if n is None else f"{n:.1f} dB" for n in (row.noise_db, row.masked_db))
         layers.add_row(row.name, f"{row.units:,} {row.kind}", f"{row.kept:,}", *shown)
     yield layers
-    curve = _table("What narrower layers cost", "products that stay", "error of outputs", "metric")
+    curve = titled("What narrower layers cost", "products that stay", "error of outputs", "metric")
     for point in report.curve:
         cells = (f"{100 * point.density:.0f} %", *error_cells(point.chosen))
         curve.add_row(*(Text(cell, style="bold" if point.taken else "") for cell in cells))
     yield curve
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table

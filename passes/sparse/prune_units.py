@@ -19,8 +19,8 @@ from planish.passes.base import Context, Pass
 from planish.passes.calibration.gram import collect_grams
 from planish.passes.exactness import Exactness, approximate
 from planish.passes.judging import Bars, Distance, Judge, three_sets
+from planish.passes.layers import refusal
 from planish.passes.rewrite import Changes
-from planish.passes.shiftadd.layers import refusal
 from planish.passes.sparse.bundles import Bundle, Seed, bundle_of, seeds
 from planish.passes.sparse.drop_zero_channels import DropZeroChannels
 from planish.passes.sparse.pruning import damped

@@ -141,7 +141,7 @@ def test_pictures_are_the_same_for_the_same_numbers():
 def test_forms_that_were_not_run_leave_their_cells_empty():
     row = FormRow("MatMulNBits 4", 5.0, OnRuntime(2048, 0.8995, 0.91), None, 1.234, None)
     assert forms_screen.cells(row) == ("5.00", "2", "89.95 %", "0.91x", "", "", "", "1.23", "")
-    shown = forms_screen.table(FormsReport((row,), "45 nm, Horowitz", 1))
+    (shown,) = forms_screen.tables(FormsReport((row,), "45 nm, Horowitz", 1))
     assert shown.row_count == 1
     assert "45 nm, Horowitz" in forms_screen.caption(FormsReport((row,), "45 nm, Horowitz", 1))
 
