@@ -41,7 +41,7 @@ class _Screen:
     label: str = ""
 
 
-_SCREENS: dict[type, _Screen] = {
+_SCREENS: dict[type[Any], _Screen] = {
     UnifyReport: _Screen("norms", norm_screen.tables),
     CompressReport: _Screen("tokens", token_screen.tables, token_screen.summary, "tokens"),
     ShiftAddReport: _Screen("codebooks", codebook_screen.tables, codebook_screen.summary, "weights"),
