@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from planish.tools import commands
+from planish.tools import commands, pass_options
 
 app = typer.Typer(
     name="planish",
@@ -20,8 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-_TOKENS, _ZEROS, _WEIGHTS = "Fewer tokens", "Weights with zeros", "Weights as shifts and additions"
 
 _Model = Annotated[
     Path, typer.Argument(help="An ONNX file, or a .pt2 file that torch.export wrote.", show_default=False)
@@ -103,8 +101,7 @@ def optimize(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="file.py:function(outputs, labels) that judges recipes integer, unify, compress and shift-add."
-            " Default: top-1 in percent.",
+            help="file.py:function(outputs, labels) that judges what recipes change. Default: top-1 in percent.",
             show_default=False,
         ),
     ] = None,
@@ -112,121 +109,40 @@ def optimize(
         float | None,
         typer.Option(
             help="By how much the metric may fall: recipe integer gives the worst layers more bits, then floats, else"
-            " exit 6; recipe unify replaces as many norms as that allows, recipe compress lets as many tokens go,"
-            " recipe shift-add takes as few bits.",
+            " exit 6; others go as far as that allows: unify replaces norms, compress lets tokens go, shrink neurons"
+            " and heads, prune weights, sparse-attention keys, and shift-add takes bits off.",
             show_default=False,
         ),
     ] = None,
     max_nmse: Annotated[
         float | None,
         typer.Option(
-            help="Recipes unify, compress and shift-add, without a metric: error of the outputs, over their variance,"
-            " that they may cause. Default: that of the pass.",
+            help="The same recipes but integer, without a metric: error of the outputs, over their variance, that they"
+            " may cause. Default: that of the pass.",
             show_default=False,
         ),
     ] = None,
     recover: Annotated[
         str | None,
         typer.Option(
-            help="Recipes unify and add-attention: train the layers concerned against the original for so long (3m,"
-            " 90s), on unlabelled samples of --calib; needs the torch extra.",
+            help="Recipes unify, add-attention and prune: train the layers concerned against the original for so long"
+            " (3m, 90s), on unlabelled samples of --calib; needs the torch extra.",
             show_default=False,
         ),
     ] = None,
-    tokens: Annotated[
-        str | None,
-        typer.Option(
-            help="Fewer tokens from block to block: auto, all (the best of those that are legal), merge, fuse,"
-            " eliminate or route. Takes recipe compress, if none is named.",
-            rich_help_panel=_TOKENS,
-            show_default=False,
-        ),
-    ] = None,
-    schedule: Annotated[
-        str | None,
-        typer.Option(
-            help="Tokens that go: 13 (in each block), linear:13 (most of them first), 0.7 (the share that stays, at"
-            " three stages), 60,0,40,0 (block by block). Default: search, which needs --calib.",
-            rich_help_panel=_TOKENS,
-            show_default=False,
-        ),
-    ] = None,
-    latency: Annotated[
-        float | None,
-        typer.Option(
-            help="Instead of a schedule: 0 keeps all tokens, 1 as many as get attention, more is faster.",
-            rich_help_panel=_TOKENS,
-            show_default=False,
-        ),
-    ] = None,
-    target_speedup: Annotated[
-        float | None,
-        typer.Option(
-            help="Search for the schedule that errs least and is so many times as fast, else exit 6.",
-            rich_help_panel=_TOKENS,
-            show_default=False,
-        ),
-    ] = None,
-    sparsity: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of the products that zeros in weights take off, as 0.5. Takes recipe prune, if none is named;"
-            " with --max-drop or --max-nmse, as many go as these allow.",
-            rich_help_panel=_ZEROS,
-            show_default=False,
-        ),
-    ] = None,
-    structure: Annotated[
-        str | None,
-        typer.Option(
-            help="Recipe prune: zeros in fours or sixteens of neighbouring outputs (ob4, ob16), in fours of inputs"
-            " (ib4), two of four inputs (2:4), or unstructured. Default: ob4.",
-            rich_help_panel=_ZEROS,
-            show_default=False,
-        ),
-    ] = None,
-    prune_by: Annotated[
-        str | None,
-        typer.Option(
-            help="Recipe prune: magnitude, wanda, sparsegpt, obs (default, the slowest), or all and its best.",
-            rich_help_panel=_ZEROS,
-            show_default=False,
-        ),
-    ] = None,
-    codebook: Annotated[
-        str | None,
-        typer.Option(
-            help="Weights as sums of few signed powers of two: csd2 (8 bits), apot6, apot5, apot4, int4, pot4, bcq4,"
-            " bcq3, bcq2, ternary, or mix (chosen layer by layer). Takes recipe shift-add, if none is named.",
-            rich_help_panel=_WEIGHTS,
-            show_default=False,
-        ),
-    ] = None,
-    weight_bits: Annotated[
-        float | None,
-        typer.Option(
-            help="Recipe shift-add: stored bits per weight, scales counted, for a mix.",
-            rich_help_panel=_WEIGHTS,
-            show_default=False,
-        ),
-    ] = None,
-    energy: Annotated[
-        float | None,
-        typer.Option(
-            help="Recipe shift-add: energy of the operations for a mix, as a share of that of 8-bit integers.",
-            rich_help_panel=_WEIGHTS,
-            show_default=False,
-        ),
-    ] = None,
-    compare_forms: Annotated[
-        bool,
-        typer.Option(
-            "--compare-forms",
-            help="Also make the model in float32, 8 bits, 4 bits (MatMulNBits) and codebooks, and put a table of bits,"
-            " bytes, accuracy, speed on both runtimes and energy into the report. Takes minutes.",
-            rich_help_panel=_WEIGHTS,
-        ),
-    ] = False,
+    tokens: pass_options.Tokens = None,
+    schedule: pass_options.Schedule = None,
+    latency: pass_options.Latency = None,
+    target_speedup: pass_options.TargetSpeedup = None,
+    sparsity: pass_options.Sparsity = None,
+    structure: pass_options.Structure = None,
+    prune_by: pass_options.PruneBy = None,
+    neurons: pass_options.Neurons = None,
+    heads: pass_options.Heads = None,
+    codebook: pass_options.CodebookName = None,
+    weight_bits: pass_options.WeightBits = None,
+    energy: pass_options.Energy = None,
+    compare_forms: pass_options.CompareForms = False,
     profile: Annotated[
         str | None,
         typer.Option(
@@ -296,6 +212,7 @@ def optimize(
             raise UsageError(f"{missing} is missing", remedy="planish optimize model.onnx --output out/")
         given = {
             "compress": (tokens, schedule, latency, target_speedup),
+            "shrink": (neurons, heads),
             "prune": (sparsity, structure, prune_by),
             "shift-add": (codebook, weight_bits, energy),
         }
@@ -304,6 +221,7 @@ def optimize(
         pipeline, shapes = chosen_pipeline(recipe, passes, skip_pass or [])
         pipeline = job_options.with_integer_options(pipeline, profile, strict)
         pipeline = job_options.with_token_options(pipeline, tokens, schedule, latency, target_speedup)
+        pipeline = job_options.with_unit_options(pipeline, neurons, heads)
         pipeline = job_options.with_pruning_options(pipeline, sparsity, structure, prune_by)
         pipeline = job_options.with_codebook_options(pipeline, codebook, weight_bits, energy)
         job: dict[str, Any] = {

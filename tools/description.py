@@ -12,6 +12,7 @@ from planish.ir.types import TensorType
 from planish.passes.judging import Distance
 from planish.passes.shiftadd.report import ShiftAddReport
 from planish.passes.sparse.report import PruneReport
+from planish.passes.sparse.units_report import UnitsReport
 from planish.passes.tokens.report import CompressReport
 from planish.tools import manifest as manifests
 from planish.tools.boundary import Boundary
@@ -68,6 +69,7 @@ def describe(outcome: Outcome, folder: Path, graph: Graph) -> manifests.Manifest
         tokens=tuple(_tokens(report) for report in outcome.context.reports if isinstance(report, CompressReport)),
         codebooks=tuple(_codebooks(r) for r in outcome.context.reports if isinstance(r, ShiftAddReport)),
         zeros=tuple(_zeros(r) for r in outcome.context.reports if isinstance(r, PruneReport)),
+        units=tuple(_units(r) for r in outcome.context.reports if isinstance(r, UnitsReport)),
         sparsity=None if (label := outcome.written.sparsity) is None else manifests.SparsityEntry(**label.to_dict()),
         seed=job.seed,
         calibration=None if data is None else manifests.CalibrationEntry(source=data.source, digest=data.digest()),
@@ -108,6 +110,16 @@ def _zeros(report: PruneReport) -> manifests.ZerosEntry:
         layers=tuple((layer.name, layer.density) for layer in report.layers),
         method=report.method,
         structure=report.structure,
+        density=report.density,
+        budget=report.budget,
+        chosen=_distance(report.chosen),
+        reported=_distance(report.reported),
+    )
+
+
+def _units(report: UnitsReport) -> manifests.UnitsEntry:
+    return manifests.UnitsEntry(
+        layers=tuple((layer.name, layer.kind, layer.units, layer.kept) for layer in report.layers),
         density=report.density,
         budget=report.budget,
         chosen=_distance(report.chosen),

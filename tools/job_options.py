@@ -10,7 +10,7 @@ from planish.ir.errors import UsageError
 from planish.passes.base import Pipeline
 from planish.passes.integer import Integerize
 from planish.passes.shiftadd import ShiftAdd
-from planish.passes.sparse import Prune
+from planish.passes.sparse import Prune, PruneUnits
 from planish.passes.tokens import CompressTokens
 from planish.passes.tokens.schedule import Schedule
 from planish.tools.bars import has
@@ -145,3 +145,19 @@ def with_pruning_options(
     if sparsity is not None and not 0 < sparsity < 1:
         raise UsageError(f"--sparsity {sparsity:g} is no share", remedy="--sparsity 0.5 takes half of the products off")
     return pipeline.with_options(Prune.name, **options)
+
+
+def with_unit_options(pipeline: Pipeline, neurons: float | None, heads: float | None) -> Pipeline:
+    """The pipeline with --neurons and --heads set on the pass that they are for: one alone leaves the other kind.
+
+    Raises UsageError without such a pass, and for a share that is none.
+    """
+    if neurons is None and heads is None:
+        return pipeline
+    if not has(pipeline, PruneUnits):
+        remedy = "add shrink to the recipe, as in --recipe shrink+integer, or leave --recipe and --passes out"
+        raise UsageError("--neurons and --heads are for recipes that take them out", remedy=remedy)
+    for option, share in (("--neurons", neurons), ("--heads", heads)):
+        if share is not None and not 0 <= share < 1:
+            raise UsageError(f"{option} {share:g} is no share", remedy=f"{option} 0.25 takes a quarter of them out")
+    return pipeline.with_options(PruneUnits.name, neurons=neurons or 0.0, heads=heads or 0.0)

@@ -127,6 +127,19 @@ class ZerosEntry(_Record):
     reported: dict[str, float | None]
 
 
+class UnitsEntry(_Record):
+    """Neurons and heads that are left: of each layer its name, what they are, how many there were and are.
+
+    density: share of the products of these layers that stays. chosen, reported: as of tokens.
+    """
+
+    layers: tuple[tuple[str, str, int, int], ...]
+    density: float
+    budget: str
+    chosen: dict[str, float | None]
+    reported: dict[str, float | None]
+
+
 class SparsityEntry(_Record):
     """Weights with zeros in a file for ONNX Runtime, where they make nothing faster.
 
@@ -160,6 +173,7 @@ class Manifest(_Record):
     tokens: tuple[TokensEntry, ...] = ()
     codebooks: tuple[CodebooksEntry, ...] = ()
     zeros: tuple[ZerosEntry, ...] = ()
+    units: tuple[UnitsEntry, ...] = ()
     sparsity: SparsityEntry | None = None
     seed: int = 0
     calibration: CalibrationEntry | None = None

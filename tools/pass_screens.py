@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import RenderableType
+from rich.table import Table
 
 from planish.passes.norms.unify_report import UnifyReport
 from planish.passes.shiftadd.add_attention import AddAttentionReport
@@ -33,21 +34,25 @@ from planish.tools.forms import FormsReport
 
 @dataclass(frozen=True)
 class _Screen:
-    """A kind of report: its name in JSON, its tables, and its line in the summary with a name before it."""
+    """A kind of report: its name in JSON, its tables, and its line in the summary with a name before it.
+
+    drawn: True if report.html has pictures of it in place of the tables.
+    """
 
     key: str
     tables: Callable[[Any], Iterable[RenderableType]]
     summary: Callable[[Any], str] | None = None
     label: str = ""
+    drawn: bool = False
 
 
 _SCREENS: dict[type[Any], _Screen] = {
-    UnifyReport: _Screen("norms", norm_screen.tables),
-    CompressReport: _Screen("tokens", token_screen.tables, token_screen.summary, "tokens"),
-    ShiftAddReport: _Screen("codebooks", codebook_screen.tables, codebook_screen.summary, "weights"),
-    PruneReport: _Screen("zeros", pruning_screen.tables, pruning_screen.summary, "weights"),
+    UnifyReport: _Screen("norms", norm_screen.tables, drawn=True),
+    CompressReport: _Screen("tokens", token_screen.tables, token_screen.summary, "tokens", drawn=True),
+    ShiftAddReport: _Screen("codebooks", codebook_screen.tables, codebook_screen.summary, "weights", drawn=True),
+    PruneReport: _Screen("zeros", pruning_screen.tables, pruning_screen.summary, "weights", drawn=True),
     UnitsReport: _Screen("units", units_screen.tables, units_screen.summary, "units"),
-    FormsReport: _Screen("forms", forms_screen.tables),
+    FormsReport: _Screen("forms", forms_screen.tables, drawn=True),
     AddAttentionReport: _Screen("attention", attention_screen.by_sums),
     SkipReport: _Screen("inactive", skip_screen.tables),
     SparseAttentionReport: _Screen("sparse_attention", attention_screen.sparse),
@@ -59,6 +64,12 @@ def tables(report: object) -> Iterable[RenderableType]:
     """The tables of a report; none for kinds that have no screen."""
     screen = _SCREENS.get(type(report))
     return () if screen is None else screen.tables(report)
+
+
+def others(report: object) -> Iterable[Table]:
+    """The tables of a report that has no pictures."""
+    screen = _SCREENS.get(type(report))
+    return () if screen is None or screen.drawn else (t for t in screen.tables(report) if isinstance(t, Table))
 
 
 def summary(report: object) -> tuple[str, str] | None:

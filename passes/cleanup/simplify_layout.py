@@ -64,6 +64,30 @@ def merge_transposes(x: Value, outer: tuple[int, ...], inner: tuple[int, ...]) -
     return x if perm == tuple(range(len(perm))) else Transpose(perm=perm)(x)
 
 
+def _transpose_of_merged(y: Value) -> object:
+    return Reshape(shape=attr("after"))(Transpose(perm=attr("perm"))(y))
+
+
+@rule(_transpose_of_merged)
+def transpose_unmerged(y: Value, perm: tuple[int, ...], root: Value, **_: object) -> object:
+    """Reshape(Transpose(Reshape(x))) -> Transpose(Reshape(x)), or Transpose(x): leading axes are one meanwhile"""
+    if y.node is None or not isinstance(y.op, Reshape):
+        reject("no reshape before it")
+    x = y.node.inputs[0]
+    before, between, after = x.tensor.dims, y.tensor.dims, root.tensor.dims
+    rest = len(perm) - 1  # axes that move
+    lead = len(after) - rest
+    if rest < 1 or perm[0] != 0 or lead < 2:
+        reject("no leading axes are one meanwhile and stay first")
+    if between[1:] != before[len(before) - rest :] or after[lead:] != tuple(between[axis] for axis in perm[1:]):
+        reject("the reshapes change other axes too")
+    dims = (*after[:lead], *between[1:])
+    split = None if dims == before else Reshape.to(x.tensor, dims)
+    if dims != before and split is None:
+        reject(f"{before} to {dims} can't be said by one Reshape with constants")
+    return Transpose(perm=(*range(lead), *(axis + lead - 1 for axis in perm[1:])))(x if split is None else split(x))
+
+
 @rule(lambda x: Transpose(perm=attr("perm"))(x))
 def reshape_instead_of_transpose(x: Value, perm: tuple[int, ...], root: Value) -> object:
     """Transpose(perm=p)(x) -> Reshape(x), where p moves only axes of extent 1, beside another reshape"""
@@ -279,6 +303,7 @@ def _slice(bounds: Sequence[tuple[int, int, int, int]]) -> Slice | None:
 _RULES: tuple[Rule, ...] = (
     drop_transpose,
     merge_transposes,
+    transpose_unmerged,
     reshape_instead_of_transpose,
     drop_reshape,
     fix_reshape,

@@ -46,6 +46,34 @@ def test_the_recipe_writes_a_narrower_model(tmp_path: Path, samples: Path) -> No
     assert f"{kept} of 96 neurons stay" in " ".join(shown.split())
 
 
+def test_shares_of_neurons_and_heads_imply_the_recipe(tmp_path: Path, samples: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["optimize", str(SMALL), "--calib", str(samples), "-o", str(out), "--no-bench", "--json"]
+    done = CliRunner().invoke(app, [*arguments, "--heads", "0.5"])
+    assert done.exit_code == 0, done.output
+    (report,) = json.loads(done.stdout)["units"]
+    assert {layer["kind"] for layer in report["layers"]} == {"heads"}
+    assert sum(layer["kept"] for layer in report["layers"]) == 2  # of four
+    (entry,) = json.loads((out / "manifest.json").read_text())["units"]
+    assert [row[1:] for row in entry["layers"]] == [["heads", 2, layer["kept"]] for layer in report["layers"]]
+    page = (out / "report.html").read_text()
+    assert "<h2>Units</h2>" in page
+    assert "2 heads" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--neurons", "1"], "--neurons 1 is no share"),
+        (["--heads", "0.5", "--recipe", "prune"], "--neurons and --heads are for recipes that take them out"),
+    ],
+)
+def test_shares_that_make_no_sense_are_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["optimize", str(SMALL), "-o", str(tmp_path / "out"), *arguments])
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())
+
+
 def test_bars_reach_the_pass() -> None:
     pipeline = with_bars(recipe("shrink"), max_drop=1.0, max_nmse=None, recover=None, metric=None)
     assert [step.max_drop for step in pipeline.leaves() if isinstance(step, PruneUnits)] == [1.0]

@@ -6,11 +6,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from planish.passes.norms.unify_report import UnifyReport
 from planish.passes.shiftadd.report import ShiftAddReport
 from planish.passes.sparse.report import PruneReport
 from planish.passes.tokens.report import CompressReport, Point
-from planish.tools import codebook_screen, forms_screen, pruning_screen, token_screen
+from planish.tools import codebook_screen, forms_screen, pass_screens, pruning_screen, token_screen
 from planish.tools.agreement import agreement
 from planish.tools.compiling import Outcome
 from planish.tools.forms import FormsReport
@@ -42,6 +44,7 @@ def write_report(folder: Path, outcome: Outcome) -> None:
         coded=[_codebooks(report) for report in outcome.context.reports if isinstance(report, ShiftAddReport)],
         pruned=[_zeros(report) for report in outcome.context.reports if isinstance(report, PruneReport)],
         forms=[_forms(report) for report in outcome.context.reports if isinstance(report, FormsReport)],
+        tables=[_table(table) for report in outcome.context.reports for table in pass_screens.others(report)],
         refused=[str(refused) for refused in token_screen.refusals(outcome.context.records)],
         ops=[(op, before[op], after[op]) for op in ops] + [("all", outcome.before.nodes, outcome.after.nodes)],
         passes=[_pass(row) for row in pass_rows(outcome)],
@@ -150,6 +153,15 @@ def _forms(report: FormsReport) -> dict[str, Any]:
         "columns": forms_screen.COLUMNS,
         "rows": [(row.name, forms_screen.cells(row)) for row in report.rows],
         "caption": forms_screen.caption(report),
+    }
+
+
+def _table(table: Table) -> dict[str, Any]:
+    """A table of the terminal."""
+    return {
+        "title": table.title,
+        "columns": [column.header for column in table.columns],
+        "rows": list(zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True)),
     }
 
 

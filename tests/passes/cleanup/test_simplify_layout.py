@@ -37,6 +37,48 @@ def test_transposes_with_an_op_between_stay():
     check_unchanged(rules.merge_transposes, before, "Transpose is expected here, not Neg")
 
 
+def test_transpose_apart_from_merged_axes_goes_without_reshapes():
+    before = graph(
+        "f32[n, 2, 5, 3]",
+        "a = Reshape(shape=(-1, 5, 3))(x)",
+        "b = Transpose(perm=(0, 2, 1))(a)",
+        "y = Reshape(shape=(-1, 2, 3, 5))(b)",
+    )
+    after = graph("f32[n, 2, 5, 3]", "y = Transpose(perm=(0, 1, 3, 2))(x)")
+    check_rewrite(rules.transpose_unmerged, before, after)
+
+
+def test_transpose_apart_from_merged_axes_keeps_the_reshape_that_splits_them_otherwise():
+    before = graph(
+        "f32[1, n, 2, 5, 3]",
+        "a = Reshape(shape=(-1, 5, 3))(x)",
+        "b = Transpose(perm=(0, 2, 1))(a)",
+        "y = Reshape(shape=(-1, 2, 3, 5))(b)",
+    )
+    after = graph("f32[1, n, 2, 5, 3]", "a = Reshape(shape=(-1, 2, 5, 3))(x)", "y = Transpose(perm=(0, 1, 3, 2))(a)")
+    check_rewrite(rules.transpose_unmerged, before, after)
+
+
+@pytest.mark.parametrize(
+    ("merge", "perm", "split", "because"),
+    [
+        ("(8, 5, 3)", "(1, 0, 2)", "(5, 4, 2, 3)", "no leading axes"),
+        ("(8, 5, 3)", "(0, 2, 1)", "(4, 2, 5, 3)", "other axes too"),
+        ("(8, 5, 3)", "(0, 2, 1)", "(8, 15)", "no leading axes"),
+        ("(8, 3, 5)", "(0, 2, 1)", "(4, 2, 5, 3)", "other axes too"),
+        ("(4, 2, 5, 3)", "(0, 1, 3, 2)", "(4, 2, 3, 5)", "no leading axes"),
+    ],
+)
+def test_transpose_between_other_reshapes_stays(merge, perm, split, because):
+    before = graph(
+        "f32[4, 2, 5, 3]",
+        f"a = Reshape(shape={merge})(x)",
+        f"b = Transpose(perm={perm})(a)",
+        f"y = Reshape(shape={split})(b)",
+    )
+    check_unchanged(rules.transpose_unmerged, before, because)
+
+
 def test_transpose_of_unit_axes_beside_a_reshape_becomes_one():
     before = graph("f32[1, 5, 6]", "a = Transpose(perm=(1, 0, 2))(x)", "y = Reshape(shape=(5, 2, 3))(a)")
     after = graph("f32[1, 5, 6]", "a = Reshape(shape=(5, 1, 6))(x)", "y = Reshape(shape=(5, 2, 3))(a)")
