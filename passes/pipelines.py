@@ -37,7 +37,7 @@ cleanup = Pipeline(*(kind() for kind in CLEANUP))
 raising = Pipeline(*(kind() for kind in RAISING))
 """Recognise what exporters spelled out: norms, activations, attention, linears."""
 
-_prepared = Pipeline(Repeat(cleanup), raising, FoldNorms(), HoistSlices(), Repeat(cleanup))
+_prepared = Pipeline(Repeat(cleanup), raising, FoldNorms(), HoistSlices(), DropZeroChannels(), Repeat(cleanup))
 _split = Pipeline(*_prepared.steps, SplitProjections(), HoistSlices())
 _integer = Pipeline(*_split.steps, Integerize(), cleanup, DetectSparsity())
 
