@@ -6,6 +6,7 @@ import math
 
 from planish.passes.shiftadd.report import ShiftAddReport
 from planish.tools.report.curve import ACCENT, GREY, STYLE, svg
+from planish.tools.report.layers import layer_bars
 
 _COLOURS = {8: "#1e3a8a", 6: "#2563eb", 5: "#60a5fa", 4: "#059669", 3: "#d97706", 2: "#dc2626"}
 _SMALLEST = 1e-4  # percent of error that is still drawn: the axis is logarithmic
@@ -52,27 +53,6 @@ def bits_curve(report: ShiftAddReport) -> str:
 
 def layer_picture(report: ShiftAddReport) -> str:
     """Bits of each layer's weights as bars, and the signal-to-noise ratio of its results as points."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    layers = range(1, len(report.layers) + 1)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(max(6.0, 1.5 + 0.22 * len(report.layers)), 3.2), layout="constrained")
-        widths = [min(layer.bits, 32) for layer in report.layers]
-        colours = [_COLOURS.get(math.floor(width), GREY) for width in widths]
-        axes.bar(layers, widths, 0.8, color=colours)
-        axes.set_xlabel("layer")
-        axes.set_ylabel("stored bits per weight")
-        right = axes.twinx()
-        numbered = zip(layers, report.layers, strict=True)
-        shown = [(i, layer.noise_db) for i, layer in numbered if layer.noise_db is not None]
-        right.plot([i for i, _ in shown], [db for _, db in shown], "o", color="#111827", ms=3.5)
-        right.set_ylabel("signal to noise of results, dB")
-        right.set_ylim(0, None)
-        for side in (axes, right):
-            side.spines["top"].set_visible(False)
-        text = svg(figure)
-        pyplot.close(figure)
-    return text
+    widths = [min(layer.bits, 32) for layer in report.layers]
+    colours = [_COLOURS.get(math.floor(width), GREY) for width in widths]
+    return layer_bars(widths, colours, "stored bits per weight", [layer.noise_db for layer in report.layers])

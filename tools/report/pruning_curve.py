@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from planish.passes.sparse.report import PruneReport
 from planish.tools.report.curve import ACCENT, GREY, STYLE, svg
+from planish.tools.report.layers import layer_bars
 
 _COLOURS = {"magnitude": GREY, "wanda": "#d97706", "sparsegpt": "#059669", "obs": ACCENT}
 _SMALLEST = 1e-3  # percent of error that is still drawn: the axis is logarithmic
@@ -52,25 +53,6 @@ def sparsity_curve(report: PruneReport) -> str:
 
 def density_picture(report: PruneReport) -> str:
     """What stays of each layer's weights as bars, and the signal-to-noise ratio of its results as points."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    layers = range(1, len(report.layers) + 1)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(max(6.0, 1.5 + 0.22 * len(report.layers)), 3.2), layout="constrained")
-        axes.bar(layers, [100 * layer.density for layer in report.layers], 0.8, color=ACCENT)
-        axes.set_xlabel("layer")
-        axes.set_ylabel("weights left, %")
-        axes.set_ylim(0, 100)
-        right = axes.twinx()
-        shown = [(i, layer.noise_db) for i, layer in zip(layers, report.layers, strict=True) if layer.noise_db]
-        right.plot([i for i, _ in shown], [db for _, db in shown], "o", color="#111827", ms=3.5)
-        right.set_ylabel("signal to noise of results, dB")
-        right.set_ylim(0, None)
-        for side in (axes, right):
-            side.spines["top"].set_visible(False)
-        text = svg(figure)
-        pyplot.close(figure)
-    return text
+    heights = [100 * layer.density for layer in report.layers]
+    noise = [layer.noise_db for layer in report.layers]
+    return layer_bars(heights, [ACCENT] * len(heights), "weights left, %", noise, top=100)
