@@ -192,16 +192,21 @@ def _step(tokens: _Tokens) -> Pass:
 
 
 def _options(kind: type[Pass], text: str) -> dict[str, object]:
-    known = {f.name for f in fields(kind)}
     try:
         call = ast.parse(f"f({text[1:-1]})", mode="eval").body
         pairs = {k.arg: ast.literal_eval(k.value) for k in call.keywords}  # type: ignore[attr-defined]
     except (SyntaxError, ValueError) as error:
         raise UsageError(f"options {text} of {kind.name} can't be read", remedy="write {name=value, ...}") from error
-    for name in pairs:
+    return known_options(kind, {str(name): value for name, value in pairs.items()})
+
+
+def known_options(kind: type[Pass], options: Mapping[str, object]) -> dict[str, object]:
+    """Values of fields of a pass. Raises UsageError with the nearest name for one that it doesn't have."""
+    known = sorted(f.name for f in fields(kind))
+    for name in options:
         if name not in known:
-            raise UsageError(f"{kind.name} has no option {name!r}", remedy=_suggest(str(name), sorted(known)))
-    return {str(name): value for name, value in pairs.items()}
+            raise UsageError(f"{kind.name} has no option {name!r}", remedy=_suggest(name, known))
+    return dict(options)
 
 
 def _suggest(name: str, known: list[str]) -> str:

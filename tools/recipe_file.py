@@ -3,19 +3,22 @@
 # recipe.yaml
 passes: "repeat(fold-constants; simplify-arithmetic); raise-norms"   # or a list, or recipe: NAME
 skip: [raise-attention]
+options: {prune: {sparsity: 0.8, structure: ob16}}                   # fields of passes
 shapes: {x: [1, 3, 224, 224]}
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from planish.ir.errors import UsageError
 from planish.passes.base import Pipeline
-from planish.passes.pipelines import parse_pipeline, pass_named, recipe
+from planish.passes.pipelines import known_options, parse_pipeline, pass_named, recipe
 
 
 class RecipeFile(BaseModel):
@@ -26,6 +29,7 @@ class RecipeFile(BaseModel):
     recipe: str | None = None
     passes: str | list[str] | None = None
     skip: list[str] = []
+    options: dict[str, dict[str, Any]] = {}
     shapes: dict[str, list[int | str]] = {}
 
 
@@ -66,5 +70,16 @@ def chosen_pipeline(
     skipped = [*file.skip, *skip]
     for name_ in skipped:
         pass_named(name_)
+    for step, options in file.options.items():
+        pipeline = _with_options(pipeline, step, options)
     shapes: dict[str, tuple[int | str, ...]] = {key: tuple(dims) for key, dims in file.shapes.items()}
     return pipeline.without(*skipped), shapes
+
+
+def _with_options(pipeline: Pipeline, name: str, options: Mapping[str, object]) -> Pipeline:
+    """The pipeline with fields of a pass set. Raises UsageError for a pass that isn't in it, and for unknown fields."""
+    kind = pass_named(name)
+    if all(step.name != name for step in pipeline.leaves()):
+        raise UsageError(f"options of {name!r} are given, but the recipe doesn't have it", remedy="add it to passes")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return pipeline.with_options(name, **known_options(kind, values))

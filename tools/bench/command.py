@@ -29,14 +29,16 @@ def bench(
             show_default=False,
         ),
     ],
-    recipe: Annotated[str, typer.Option(help='Recipe, several joined with "+", or a pipeline text.')] = "default",
+    recipe: Annotated[
+        str, typer.Option(help='Recipe, several joined with "+", a recipe file (.yaml), or a pipeline text.')
+    ] = "default",
     target: Annotated[str, typer.Option(help="Runtime to optimize for.")] = "ort-cpu",
     against: Annotated[
         str,
         typer.Option(
             help="Contenders: original (= ort-fp32), onnxslim, onnxsim, ort-int8 (= ort-dynamic),"
             " ort-dynamic-per-channel, ort-static, ort-static-operators, ort-static-all, openvino-fp32,"
-            " openvino-bf16, openvino-int8."
+            " openvino-bf16, openvino-int8; planish:RECIPE is another recipe, or recipe file, for the same target."
         ),
     ] = "original",
     threads: Annotated[
@@ -190,13 +192,15 @@ def run_bench(
     from planish.tools.bench.contenders import contender_named
     from planish.tools.bench.quality import quality_of
     from planish.tools.buckets import variants_of
-    from planish.tools.compiling import CALIBRATION_BATCH, VERIFY_BATCH, optimize
+    from planish.tools.compiling import CALIBRATION_BATCH, VERIFY_BATCH, optimize, resolve_pipeline
     from planish.tools.measure import measure_models
+    from planish.tools.recipe_file import chosen_pipeline
     from planish.tools.samples import input_specs, single_sample
     from planish.tools.writing import write_for
 
-    chosen = {name: contender_named(name) for name in against}
     chosen_target = replace(target_named(target), isa=isa)
+    chosen = {name: contender_named(name, chosen_target, seed) for name in against}
+    pipeline = chosen_pipeline(recipe, None, [])[0] if recipe.endswith((".yaml", ".yml")) else resolve_pipeline(recipe)
     graph = load(model)
     inputs = input_specs(graph)
     data = open_calibration(calib or "random:1", inputs, seed=seed, batch=CALIBRATION_BATCH)
@@ -204,7 +208,7 @@ def run_bench(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         optimized = optimize(
-            graph, recipe, target=target, calibration=data if calib or chosen_target.compiled else None, seed=seed
+            graph, pipeline, target=target, calibration=data if calib or chosen_target.compiled else None, seed=seed
         )
         (folder / "artifact").mkdir()
         files = {"artifact": write_for(optimized, folder / "artifact", chosen_target).model}

@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from planish.backends.targets import Target
 from planish.frontend.calibration import CalibrationSet
 from planish.ir.errors import UsageError
 from planish.tools.bench import quantizers
@@ -25,6 +26,23 @@ def planish_pipeline(model: Path, folder: Path) -> Path:
     path = folder / "planish.onnx"
     write(optimize(model, "default"), path)
     return path
+
+
+def own(recipe: str, target: Target, seed: int) -> Contender:
+    """Another recipe of planish for the same target, calibrated on the same data."""
+
+    def prepare(model: Path, folder: Path, data: CalibrationSet) -> Path:
+        from planish.tools.compiling import optimize
+        from planish.tools.recipe_file import chosen_pipeline
+        from planish.tools.writing import write_for
+
+        pipeline, shapes = chosen_pipeline(recipe, None, [])
+        graph = optimize(model, pipeline, shapes=shapes, target=target.name, calibration=data, seed=seed)
+        place = folder / f"own-{Path(recipe).stem}"
+        place.mkdir()
+        return write_for(graph, place, target).model
+
+    return prepare
 
 
 def original(model: Path, folder: Path, data: CalibrationSet) -> Path:
@@ -74,10 +92,15 @@ CONTENDERS: Mapping[str, Contender] = {
 }
 
 
-def contender_named(name: str) -> Contender:
-    """The contender of that name. Raises UsageError listing the known ones otherwise."""
+OWN = "planish:"  # before the name or file of a recipe
+
+
+def contender_named(name: str, target: Target, seed: int = 0) -> Contender:
+    """The contender of that name, planish's own for a target. Raises UsageError listing the known ones otherwise."""
+    if name.startswith(OWN):
+        return own(name.removeprefix(OWN), target, seed)
     if name not in CONTENDERS:
-        raise UsageError(f"there is no contender {name!r}", remedy="known: " + ", ".join(CONTENDERS))
+        raise UsageError(f"there is no contender {name!r}", remedy=f"known: {', '.join(CONTENDERS)}, {OWN}RECIPE")
     return CONTENDERS[name]
 
 
