@@ -59,7 +59,7 @@ def test_training_brings_more_norms_within_the_bar(tmp_path, data):
     [
         (["--max-nmse", "0.1"], "--recipe unify"),
         (["--recover", "1m"], "--recipe unify"),
-        (["--max-drop", "1"], "--recipe integer, unify, compress or"),
+        (["--max-drop", "1"], "--recipe integer, unify, compress,"),
     ],
 )
 def test_bars_that_nothing_heeds_are_usage_errors(tmp_path, data, options, message):
