@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,7 @@ from planish.backends.tvm.narrow import narrowed, narrows
 from planish.backends.tvm.region import Region
 from planish.backends.tvm.schedule import Schedule
 from planish.backends.tvm.scope import Expr, Index, Scope
+from planish.backends.tvm.token_blocks import Layouts
 from planish.ir import ops, signed_digits
 from planish.ir.graph import Node, Value
 from planish.ir.ops.quantize import _ToCodes, quant_of, rescaling
@@ -37,18 +38,23 @@ WIDEST = 64  # lanes of a vector of bytes
 
 @dataclass(frozen=True)
 class Context:
-    """What kernels are written for: all stored values, the instruction set, and tilings that were measured best."""
+    """What kernels are written for: all stored values, the instruction set, and tilings that were measured best.
+
+    layouts: of codes between sparse products.
+    """
 
     stored: frozenset[Value]
     isa: Isa
     schedule: Schedule = field(default_factory=Schedule)
+    layouts: Layouts = field(default_factory=Layouts)
 
 
 class Epilogue:
     """Writes elements of a region's result.
 
-    reduced: gives the anchor's result, if there is one. Further values may be added to `given`, and to `prepared`
-    operands, by node and position, that the kernel has brought to the scale of the result beforehand (int32).
+    reduced: gives the anchor's result, if there is one. known: further values that the kernel has computed.
+    Values without operands may be added to `given`, and to `prepared` operands, by node and position, that the kernel
+    has brought to the scale of the result beforehand (int32).
     """
 
     def __init__(
@@ -57,9 +63,10 @@ class Epilogue:
         region: Region,
         context: Context,
         reduced: Callable[[Index], Expr] | None = None,
+        known: Mapping[Value, Callable[[Index], Expr]] | None = None,
     ):
         self.region, self.scope, self.isa = region, scope, context.isa
-        self.given: dict[Value, Callable[[Index], Expr]] = {}
+        self.given: dict[Value, Callable[[Index], Expr]] = dict(known or {})
         if reduced is not None:
             assert region.anchor is not None
             self.given[region.anchor.result] = reduced
