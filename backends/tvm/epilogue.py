@@ -174,12 +174,11 @@ class Epilogue:
                 own = broadcast(at(lane), shape_of(value))[quant.axis]
                 T.buffer_store(factors, multiplier[own], [lane])
         if self.isa.multiplies:
-            far = rescaling(value.tensor, node.op.scale).shift >= 32
+            far = rescaling(value.tensor, node.op.scale).shift > 32
             for start in range(0, lanes, width):
                 every = T.Ramp(start, 1, width)
                 factor = T.Broadcast(multiplier, width) if factors is None else factors[every]
-                halves = T.Broadcast(half, width // 2)
-                product = times(codes[every], factor, (halves, halves), shift, width, far=far)
+                product = times(codes[every], factor, half, shift, width, far=far)
                 T.buffer_store(found, product, [every])
         else:
             shifted = self._shifted(node, position, factors)
@@ -228,11 +227,11 @@ def lane_of(at: Callable[[Expr], Index]) -> Callable[[Index], Expr]:
     return lane
 
 
-def times(codes: Expr, factor: Expr, addends: tuple[Expr, Expr], shift: Expr, lanes: int, *, far: bool = False) -> Expr:
+def times(codes: Expr, factor: Expr, addend: Expr, shift: Expr, lanes: int, *, far: bool = False) -> Expr:
     """(codes * factor + addend) >> shift for int32 vectors, where results have 32 bits.
 
-    addends: int64 vectors, for even lanes and for odd ones. far: the shift is known to be 32 or more, so that only the
-    upper halves of products count.
+    addend: int64. far: the shift is known to be more than 32 and the addend a multiple of 2**32, so that only the upper
+    halves of products count, to which that of the addend is added.
 
     The products of even and of odd lanes have 64 bits in the same registers, so that nothing moves across lanes.
     """
@@ -242,15 +241,16 @@ def times(codes: Expr, factor: Expr, addends: tuple[Expr, Expr], shift: Expr, la
     def lowest(vector: Expr) -> Expr:
         return (T.reinterpret(wide, vector) << bits) >> bits
 
-    even, odd = lowest(codes) * lowest(factor) + addends[0], _odd(codes, lanes) * _odd(factor, lanes) + addends[1]
+    even, odd = lowest(codes) * lowest(factor), _odd(codes, lanes) * _odd(factor, lanes)
     if far:
         upper = [part for i in range(1, lanes, 2) for part in (i, lanes + i)]
         places = [tirx.const(place, "int32") for place in upper]
         high = tirx.Shuffle([T.reinterpret(narrow, even), T.reinterpret(narrow, odd)], places)
+        high = high + T.Broadcast(T.cast(addend >> T.int64(32), "int32"), lanes)
         return high >> T.Broadcast(T.cast(shift - T.int64(32), "int32"), lanes)
-    amount = T.Broadcast(shift, pairs)
-    low = (even >> amount) & T.Broadcast(T.int64(0xFFFFFFFF), pairs)
-    return T.reinterpret(narrow, low | ((odd >> amount) << bits))
+    amount, half = T.Broadcast(shift, pairs), T.Broadcast(addend, pairs)
+    low = ((even + half) >> amount) & T.Broadcast(T.int64(0xFFFFFFFF), pairs)
+    return T.reinterpret(narrow, low | (((odd + half) >> amount) << bits))
 
 
 def _odd(vector: Expr, lanes: int) -> Expr:
