@@ -140,6 +140,6 @@ def cost(form: Form, weights: np.ndarray, rows: int, isa: Isa) -> float:
 _DENSE_TILE, _DENSE_SUM = 0.28, 20.0
 _READ, _ROW_GROUP = 10.0, 500.0  # of a byte of weights from memory; of a group by a single row
 _FEWEST_TOKENS = 36  # that a group takes the time of: it waits for its inputs
-_COSTS, _TILE_COSTS = {4: (1.5, 35.0), 8: (1.27, 35.0), 16: (1.15, 38.0)}, (0.29, 72.0)
+_COSTS, _TILE_COSTS = {4: (1.5, 35.0), 8: (1.27, 35.0), 16: (1.15, 38.0)}, (0.34, 80.0)
 """Of a multiply-accumulate and of a sum of a token, by outputs that share inputs."""
 _PER_INPUT = 18.0
