@@ -2,6 +2,14 @@
 
 A product hands its codes on by column where sparse products alone read them, and nothing is transposed. Where several
 sparse products read codes that are stored in rows, the first one's transposed codes serve the others.
+
+Measured for 768 x 3072, a table, and 3072 x 768 with 128 tokens, one thread: times faster than with rows between them
+and requantization as for dense products, by blocks of outputs that are zero together:
+
+    zeros    avx512-vbmi, 4    16      amx-int8, 4    16
+    50 %     1.05              1.08    dense          1.27
+    80 %     1.10              1.14    dense          1.25
+    90 %     1.19              1.27    1.11           1.33
 """
 
 from __future__ import annotations
