@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,7 @@ from planish.backends.tvm.narrow import narrowed, narrows
 from planish.backends.tvm.region import Region
 from planish.backends.tvm.schedule import Schedule
 from planish.backends.tvm.scope import Expr, Index, Scope
+from planish.backends.tvm.token_blocks import Layouts
 from planish.ir import ops, signed_digits
 from planish.ir.graph import Node, Value
 from planish.ir.ops.quantize import _ToCodes, quant_of, rescaling
@@ -37,18 +38,23 @@ WIDEST = 64  # lanes of a vector of bytes
 
 @dataclass(frozen=True)
 class Context:
-    """What kernels are written for: all stored values, the instruction set, and tilings that were measured best."""
+    """What kernels are written for: all stored values, the instruction set, and tilings that were measured best.
+
+    layouts: of codes between sparse products.
+    """
 
     stored: frozenset[Value]
     isa: Isa
     schedule: Schedule = field(default_factory=Schedule)
+    layouts: Layouts = field(default_factory=Layouts)
 
 
 class Epilogue:
     """Writes elements of a region's result.
 
-    reduced: gives the anchor's result, if there is one. Further values may be added to `given`, and to `prepared`
-    operands, by node and position, that the kernel has brought to the scale of the result beforehand (int32).
+    reduced: gives the anchor's result, if there is one. known: further values that the kernel has computed.
+    Values without operands may be added to `given`, and to `prepared` operands, by node and position, that the kernel
+    has brought to the scale of the result beforehand (int32).
     """
 
     def __init__(
@@ -57,9 +63,10 @@ class Epilogue:
         region: Region,
         context: Context,
         reduced: Callable[[Index], Expr] | None = None,
+        known: Mapping[Value, Callable[[Index], Expr]] | None = None,
     ):
         self.region, self.scope, self.isa = region, scope, context.isa
-        self.given: dict[Value, Callable[[Index], Expr]] = {}
+        self.given: dict[Value, Callable[[Index], Expr]] = dict(known or {})
         if reduced is not None:
             assert region.anchor is not None
             self.given[region.anchor.result] = reduced
@@ -167,12 +174,11 @@ class Epilogue:
                 own = broadcast(at(lane), shape_of(value))[quant.axis]
                 T.buffer_store(factors, multiplier[own], [lane])
         if self.isa.multiplies:
-            far = rescaling(value.tensor, node.op.scale).shift >= 32
+            far = rescaling(value.tensor, node.op.scale).shift > 32
             for start in range(0, lanes, width):
                 every = T.Ramp(start, 1, width)
                 factor = T.Broadcast(multiplier, width) if factors is None else factors[every]
-                halves = T.Broadcast(half, width // 2)
-                product = times(codes[every], factor, (halves, halves), shift, width, far=far)
+                product = times(codes[every], factor, half, shift, width, far=far)
                 T.buffer_store(found, product, [every])
         else:
             shifted = self._shifted(node, position, factors)
@@ -221,11 +227,11 @@ def lane_of(at: Callable[[Expr], Index]) -> Callable[[Index], Expr]:
     return lane
 
 
-def times(codes: Expr, factor: Expr, addends: tuple[Expr, Expr], shift: Expr, lanes: int, *, far: bool = False) -> Expr:
+def times(codes: Expr, factor: Expr, addend: Expr, shift: Expr, lanes: int, *, far: bool = False) -> Expr:
     """(codes * factor + addend) >> shift for int32 vectors, where results have 32 bits.
 
-    addends: int64 vectors, for even lanes and for odd ones. far: the shift is known to be 32 or more, so that only the
-    upper halves of products count.
+    addend: int64. far: the shift is known to be more than 32 and the addend a multiple of 2**32, so that only the upper
+    halves of products count, to which that of the addend is added.
 
     The products of even and of odd lanes have 64 bits in the same registers, so that nothing moves across lanes.
     """
@@ -235,15 +241,16 @@ def times(codes: Expr, factor: Expr, addends: tuple[Expr, Expr], shift: Expr, la
     def lowest(vector: Expr) -> Expr:
         return (T.reinterpret(wide, vector) << bits) >> bits
 
-    even, odd = lowest(codes) * lowest(factor) + addends[0], _odd(codes, lanes) * _odd(factor, lanes) + addends[1]
+    even, odd = lowest(codes) * lowest(factor), _odd(codes, lanes) * _odd(factor, lanes)
     if far:
         upper = [part for i in range(1, lanes, 2) for part in (i, lanes + i)]
         places = [tirx.const(place, "int32") for place in upper]
         high = tirx.Shuffle([T.reinterpret(narrow, even), T.reinterpret(narrow, odd)], places)
+        high = high + T.Broadcast(T.cast(addend >> T.int64(32), "int32"), lanes)
         return high >> T.Broadcast(T.cast(shift - T.int64(32), "int32"), lanes)
-    amount = T.Broadcast(shift, pairs)
-    low = (even >> amount) & T.Broadcast(T.int64(0xFFFFFFFF), pairs)
-    return T.reinterpret(narrow, low | ((odd >> amount) << bits))
+    amount, half = T.Broadcast(shift, pairs), T.Broadcast(addend, pairs)
+    low = ((even + half) >> amount) & T.Broadcast(T.int64(0xFFFFFFFF), pairs)
+    return T.reinterpret(narrow, low | (((odd + half) >> amount) << bits))
 
 
 def _odd(vector: Expr, lanes: int) -> Expr:

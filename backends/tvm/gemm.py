@@ -31,19 +31,17 @@ def linear(region: Region, context: Context) -> Kernel:
     """IntLinear: rows of activations by weights."""
     node = region.anchor
     assert node is not None
-    x, w, *b = node.inputs
-    weights = constant(w)
-    assert weights is not None
+    x, _, *b = node.inputs
     scope = Scope()
     outer = shape_of(node.result)[:-1]
-    matrix = _weights(weights.numpy(), codes_of(w), math.prod(outer), x, context)
-    product = matrix.product
+    matrix = weights_of(node, context)
 
     def index(row: Expr, column: Expr) -> Index:
         return (*unravelled(row, outer), column)
 
     with IRBuilder() as builder, T.seq_scope():
-        rows = _rows_of(x, scope, context, product)
+        made = context.layouts.read.get(node)
+        rows = _rows_of(x, scope, context, matrix) if made is None or made.maker is node else None
         bias = constant(b[0]) if b else None
         _blocks(region, context, scope, rows, matrix, None if bias is None else bias.numpy(), index)
     return scope.finish(builder, region.result)
@@ -61,7 +59,7 @@ def convolution(region: Region, context: Context) -> Kernel:
     scope = Scope()
     batch, filters, *places = shape_of(node.result)
     count = batch * math.prod(places)
-    flat = _weights(weights.numpy().reshape(filters, -1).T, codes_of(w), count, x, context)
+    flat = _weights(node, weights.numpy().reshape(filters, -1).T, codes_of(w), count, context)
     product = flat.product
     source, (_, depth, *window) = shape_of(x), shape_of(w)
 
@@ -102,10 +100,27 @@ class Weights:
     product: Product | TileProduct
 
 
-def _weights(matrix: np.ndarray, codes: Codes | None, rows: int, x: Value, context: Context) -> Weights:
-    """How so many rows of x are multiplied by int8 [K, N]."""
-    dtype = x.tensor.dtype
-    form = form_of(matrix, rows, context.isa, dtype) if codes is None else None
+def is_packable(node: Node) -> bool:
+    """True if weights and bias are known, and activations have at most 16 bits."""
+    x, *parameters = node.inputs
+    known = all(constant(value) is not None for value in parameters)
+    return known and x.tensor.dtype.bits <= 16 and parameters[0].tensor.dtype.bits <= 8
+
+
+def weights_of(node: Node, context: Context) -> Weights:
+    """Those of an IntLinear."""
+    x, w, *_ = node.inputs
+    weights = constant(w)
+    assert weights is not None
+    return _weights(node, weights.numpy(), codes_of(w), math.prod(shape_of(x)[:-1]), context)
+
+
+def _weights(node: Node, matrix: np.ndarray, codes: Codes | None, rows: int, context: Context) -> Weights:
+    """How so many rows are multiplied by a node's int8 [K, N]."""
+    dtype, known = node.inputs[0].tensor.dtype, context.layouts.forms
+    form = known.get(node)
+    if node not in known and codes is None:
+        form = form_of(matrix, rows, context.isa, dtype)
     product = context.isa.product_by(matrix, dtype, rows) if form is None else form.product
     return Weights(matrix, codes, form, product)
 
@@ -114,7 +129,7 @@ def _blocks(
     region: Region,
     context: Context,
     scope: Scope,
-    rows: Rows,
+    rows: Rows | None,
     weights: Weights,
     bias: np.ndarray | None,
     index: Callable[[Expr, Expr], Index],
@@ -122,6 +137,7 @@ def _blocks(
     """Tiles over all of the result; as a rule columns outermost, so that packed weights stay in the nearest cache.
 
     Codes are decoded in registers where they are read once; else a panel at a time, for all rows.
+    rows: None for those that another kernel has brought into blocks of tokens.
     """
     node, isa, product = region.anchor, context.isa, weights.product
     assert node is not None
@@ -136,11 +152,13 @@ def _blocks(
 
         compact = weights.form.compact(weights.matrix)
         columnwise = isinstance(node.op, ops.IntLinear) and is_by_column(region)
-        whole_blocks = ByColumn(scope, region, context, index) if columnwise else None
+        by_column = ByColumn(scope, region, context, index) if columnwise else None
+        made = context.layouts.read.get(node)
         sparse_products.multiply(
-            rows, rows_in_all, depth, columns, compact, start, isa, product, scope, store, whole_blocks
+            rows, made, rows_in_all, depth, columns, compact, start, isa, product, scope, store, by_column
         )
         return
+    assert rows is not None
     plan = context.schedule.tiling(rows_in_all, columns, depth, isa, product)
     codes = None if isinstance(product, ShiftProduct) else weights.codes  # its planes are as many as weights have bits
     width, steps = plan.vectors * isa.lanes, tiles.steps_of(depth, product, codes)
@@ -232,14 +250,17 @@ def _start(
     return total.astype(np.uint32).view(np.int32) if total.size else total.astype(np.int32)
 
 
-def _rows_of(x: Value, scope: Scope, context: Context, product: Product | TileProduct) -> Rows:
+def _rows_of(x: Value, scope: Scope, context: Context, weights: Weights) -> Rows:
     """Activations as rows: where they are stored, if they are stored so; else a copy."""
     *outer, depth = shape_of(x)
-    source = _contiguous(x, context.stored)
-    if source is not None and product.shift(x.tensor.dtype) == 0 and product.dtype == str(source.tensor.dtype.storage):
-        return Rows(scope.flat(source), depth)
+    count, product = math.prod(outer), weights.product
+    source, shift = _contiguous(x, context.stored), product.shift(x.tensor.dtype)
+    moved = weights.form is not None and count > 1
+    if source is not None:
+        dtype = source.tensor.dtype.storage
+        if (shift == 0 and product.dtype == str(dtype)) or (moved and dtype == x.tensor.dtype.storage):
+            return Rows(scope.flat(source), depth, shift)
     node = x.users[0]
-    count = math.prod(outer)
     return _gathered(
         node, x, scope, context, product, count, (depth,), lambda row, k: ((*unravelled(row, outer), *k), None)
     )

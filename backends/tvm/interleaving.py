@@ -30,7 +30,7 @@ def mixed(a: Expr, b: Expr, bits: int, high: bool, size: int) -> Expr:
 def quads(inputs: list[Expr], count: int, dtype: str, size: int) -> list[Expr]:
     """Of four vectors of bytes, one per input, `count` vectors with the four inputs of each token side by side.
 
-    In block order as `transposed_codes` has it, element t of vector j is token j * lanes + t.
+    In block order as `transpose_codes` has it, element t of vector j is token j * lanes + t.
     """
     a, b, c, d = inputs
     found: list[Expr] = []
@@ -51,17 +51,27 @@ def four(rows: list[Expr], lanes: int) -> list[Expr]:
     return [T.reinterpret(f"int32x{lanes}", vector) for vector in found]
 
 
-def transposed_codes(rows: Rows, count: int, depth: int, isa: Isa, scope: Scope) -> tuple[Expr, int]:
-    """Codes as [blocks][K][tokens of a block] in working memory, and K rounded up to vectors; the last row is repeated.
+def token_at(place: int, lanes: int) -> int:
+    """The token whose code is byte `place` of a column in block order: four of each vector of sums in turns."""
+    part, number = divmod(place, PART)
+    return number // 4 * lanes + 4 * part + number % 4
+
+
+def blocked(count: int, depth: int, isa: Isa) -> tuple[int, int, int]:
+    """The shape of `count` rows in blocks: [blocks][K][tokens of a block], K rounded up to vectors."""
+    wide = 4 * isa.lanes
+    return -(-count // wide), -(-depth // wide) * wide, wide
+
+
+def transpose_codes(rows: Rows, count: int, shape: tuple[int, int, int], target: Expr, scope: Scope) -> None:
+    """Write codes of rows as `blocked` has them to a flat array; the last row is repeated.
 
     A block is a vector of bytes, in the order that `quads` undoes: byte 16 l + 4 j + b of a column is token
     (4 j + l) * 4 + b for 512 bits. Sixteen inputs of four tokens are loaded as one vector, a token to each of its
     parts, so that all else is done within parts.
     """
-    wide, parts = 4 * isa.lanes, 4 * isa.lanes // PART
-    blocks, chunks = -(-count // wide), -(-depth // wide)
-    padded = chunks * wide
-    codes = scope.scratch((blocks * padded * wide,), str(rows.array.dtype))
+    blocks, depth, wide = shape
+    parts, chunks, kind = wide // PART, depth // wide, f"{target.dtype}x{wide}"
     scope.reaching(wide)
     with T.parallel(0, blocks * chunks) as number:
         block, chunk = T.floordiv(number, chunks), T.floormod(number, chunks)
@@ -69,13 +79,14 @@ def transposed_codes(rows: Rows, count: int, depth: int, isa: Isa, scope: Scope)
             place = chunk * wide + across * PART
             vectors = []
             for i in range(PART):
-                tokens = [block * wide + i // 4 * isa.lanes + 4 * part + i % 4 for part in range(parts)]
+                tokens = [block * wide + i // 4 * (wide // 4) + 4 * part + i % 4 for part in range(parts)]
                 found = [rows.array[T.Ramp(T.min(token, count - 1) * rows.stride + place, 1, PART)] for token in tokens]
                 vectors.append(kept_vector(joined(found), "int8", wide))
             for k, vector in enumerate(interleaved(vectors, wide)):
-                column = T.reinterpret(f"{rows.array.dtype}x{wide}", vector)
-                T.buffer_store(codes, column, [T.Ramp((block * padded + place + k) * wide, 1, wide)])
-    return codes, padded
+                column = T.reinterpret(kind, vector)
+                if rows.shift:
+                    column = column + T.Broadcast(T.Cast(str(target.dtype), rows.shift), wide)
+                T.buffer_store(target, column, [T.Ramp((block * depth + place + k) * wide, 1, wide)])
 
 
 def interleaved(vectors: list[Expr], size: int) -> list[Expr]:

@@ -17,7 +17,7 @@ from planish.backends.tvm.attention import attention
 from planish.backends.tvm.batched_products import batched, is_batched
 from planish.backends.tvm.binary_bytes import counted, counts_bytes
 from planish.backends.tvm.epilogue import Context
-from planish.backends.tvm.gemm import convolution, linear
+from planish.backends.tvm.gemm import convolution, is_packable, linear
 from planish.backends.tvm.plain import PLAIN, Emitter, pointwise
 from planish.backends.tvm.region import Region
 from planish.backends.tvm.relu_mlp import relu_mlp
@@ -28,7 +28,7 @@ from planish.backends.tvm.token_moves import placed, taken
 from planish.backends.tvm.token_ranks import top
 from planish.backends.tvm.token_scores import float_matching, int_matching
 from planish.ir import ops
-from planish.ir.op import Op, constant
+from planish.ir.op import Op
 
 FLOAT: Mapping[type[Op], Emitter] = {
     ops.Linear: float_gemm.linear,
@@ -91,17 +91,9 @@ def kernel_of(region: Region, context: Context) -> Kernel:
         return attention(region, context)
     if isinstance(node.op, ops.IntMatMul | ops.IntAddMatMul | ops.IntBinaryMatMul) and is_batched(node):
         return counted(region, context) if counts_bytes(region, context.isa) else batched(region, context)
-    if isinstance(node.op, ops.IntLinear | ops.IntConv) and _packable(region):
+    if isinstance(node.op, ops.IntLinear | ops.IntConv) and is_packable(node):
         if isinstance(node.op, ops.IntLinear):
             return linear(region, context)
         if node.op.group == 1:
             return convolution(region, context)
     return _KERNELS[type(node.op)](region, context)
-
-
-def _packable(region: Region) -> bool:
-    """True if weights and bias are known, and activations have at most 16 bits."""
-    assert region.anchor is not None
-    x, *parameters = region.anchor.inputs
-    known = all(constant(value) is not None for value in parameters)
-    return known and x.tensor.dtype.bits <= 16 and parameters[0].tensor.dtype.bits <= 8

@@ -21,18 +21,23 @@ def narrows(isa: Isa, dtype: DType, lanes: int) -> bool:
 def narrowed(isa: Isa, dtype: DType, wide: Expr, lanes: int) -> Expr:
     """An array of codes of the first `lanes` elements of an int32 array, saturated."""
     codes = T.alloc_buffer((lanes,), str(dtype.storage), scope="global")
-    packs = _PACKS[dtype]
-    count = 1 << len(packs)  # vectors that become one
+    count = 1 << len(_PACKS[dtype])  # vectors that become one
     for start in range(0, lanes, isa.lanes * count):
         vectors = [wide[T.Ramp(start + i * isa.lanes, 1, isa.lanes)] for i in range(count)]
-        for level, name in enumerate(packs, 1):
-            bits = 32 >> level
-            kind = f"{'u' if name.endswith('uswb') else ''}int{bits}x{isa.lanes << level}"
-            intrinsic = T.llvm_lookup_intrinsic_id(isa.pack.format(name))
-            pairs = zip(vectors[::2], vectors[1::2], strict=True)
-            vectors = [T.call_llvm_pure_intrin(kind, intrinsic, a, b) for a, b in pairs]
-        T.buffer_store(codes, _in_order(vectors[0], isa, count), [T.Ramp(start, 1, isa.lanes * count)])
+        ordered = _in_order(packed(isa, dtype, vectors), isa, count)
+        T.buffer_store(codes, ordered, [T.Ramp(start, 1, isa.lanes * count)])
     return codes
+
+
+def packed(isa: Isa, dtype: DType, vectors: list[Expr]) -> Expr:
+    """Vectors of int32 as one of codes, saturated, as instructions leave them: in turns by 128-bit parts."""
+    for level, name in enumerate(_PACKS[dtype], 1):
+        bits = 32 >> level
+        kind = f"{'u' if name.endswith('uswb') else ''}int{bits}x{isa.lanes << level}"
+        intrinsic = T.llvm_lookup_intrinsic_id(isa.pack.format(name))
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [T.call_llvm_pure_intrin(kind, intrinsic, a, b) for a, b in pairs]
+    return vectors[0]
 
 
 def _in_order(packed: Expr, isa: Isa, count: int) -> Expr:

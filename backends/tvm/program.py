@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.arena import ALIGNMENT, Arena, plan
+from planish.backends.tvm.between_products import layouts
 from planish.backends.tvm.cpu import ASK_FOR_TILES
 from planish.backends.tvm.epilogue import Context
 from planish.backends.tvm.isa import Isa
@@ -109,6 +110,7 @@ def lower_all(
     for graph in graphs:
         found, stored = regions(graph)
         context = Context(stored, isa, schedule or Schedule())
+        context = replace(context, layouts=layouts(found, context))
         kernels.append([kernel_of(region, context) for region in found])
     assembly = _Assembly(list(graphs), kernels, isa, keep)
     if steps:

@@ -113,6 +113,12 @@ class Scope:
         """Working memory of this kernel."""
         return self._declare(Scratch(math.prod(shape) * np.dtype(dtype).itemsize), shape, dtype)
 
+    def shared(self, room: Scratch, shape: Sequence[int], dtype: str) -> Any:
+        """Working memory that several kernels use, one after the other."""
+        if room not in self._constants:
+            self._constants[room] = self._declare(room, shape, dtype)
+        return self._constants[room]
+
     def constant(self, key: object, array: np.ndarray) -> Any:
         """An array made by the compiler; `key` tells those of one kernel apart."""
         if key not in self._constants:

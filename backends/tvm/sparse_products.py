@@ -8,6 +8,7 @@ time and go the way of dense ones from there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -16,12 +17,14 @@ from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm import amx, sparse_blocks
 from planish.backends.tvm.by_column import ByColumn
-from planish.backends.tvm.interleaving import transposed_codes
+from planish.backends.tvm.column_codes import Sums
+from planish.backends.tvm.interleaving import blocked, transpose_codes
 from planish.backends.tvm.isa import Isa, Product, TileProduct
 from planish.backends.tvm.scope import Expr, Scope
 from planish.backends.tvm.sparse_weights import GROUP, ROW_GROUPS, Compact
 from planish.backends.tvm.sparse_work import WIDTH, Work
 from planish.backends.tvm.tiles import Rows
+from planish.backends.tvm.token_blocks import TokenBlocks
 
 _PIECES, _TILE_PIECES = 24, 12  # of a kernel's work, for all threads; fewer where each sets up tiles
 
@@ -30,7 +33,8 @@ Finish = Callable[[Expr, Expr, int, Callable[[Expr], Expr]], None]
 
 
 def multiply(
-    rows: Rows,
+    rows: Rows | None,
+    made: TokenBlocks | None,
     count: int,
     depth: int,
     columns: int,
@@ -45,10 +49,12 @@ def multiply(
     """Products of `count` rows by sparse weights [depth, columns], handed to `finish` row by row, WIDTH columns each.
 
     One row of codes stays as it is, and four sums are a vector; weights and places are streamed.
+    made: where blocks of tokens are kept that several kernels read; rows: None if they are there already.
     start: what sums of columns start from, int32, at least whole blocks of columns.
+    by_column: finishes whole blocks instead, or all of them where it hands codes on in blocks.
     """
     one = count == 1 and isinstance(product, Product)
-    codes, padded = (rows.array, depth) if one else transposed_codes(rows, count, depth, isa, scope)
+    codes, padded = _in_blocks(rows, made, count, depth, isa, product, scope, one)
     constants = (
         scope.constant("starts", weights.starts),
         scope.constant("places", weights.places),
@@ -60,37 +66,55 @@ def multiply(
     blocks, across = -(-count // work.wide), -(-columns // WIDTH)
     rest, last = count - (blocks - 1) * work.wide, columns - (across - 1) * WIDTH
 
-    def task(block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr) -> None:
+    def task(block: Expr, column: Expr, tokens: int, used: int, room: Expr, place: Expr, spare: Expr | None) -> None:
         body = _of_one_row if one else _in_vectors
         if gathers:
             body = sparse_blocks.in_tiles if isinstance(product, TileProduct) else sparse_blocks.in_vectors
-        whole = by_column is not None and tokens == work.wide and not one
+        whole = by_column is not None and (tokens == work.wide or by_column.target is not None) and not one
         body(work, weights.outputs, block, column, tokens, used, room, place, not whole)
         if whole:
             assert by_column is not None
             added = gathers and isinstance(product, TileProduct)
-
-            def sum_of(c: Expr, token: Expr) -> Expr:
-                found = room[place + c * work.wide + token]
-                return found + start[column * WIDTH + c] if added else found
-
-            by_column.finish(block * work.wide, column * WIDTH, used, sum_of)
+            sums = Sums(room, place, work.wide, start if added else None, column * WIDTH)
+            by_column.finish(block, tokens, column * WIDTH, used, sums, spare)
             return
         with T.serial(0, tokens) as token:
             row, first = (room, place) if one else (work.row(token, used, room, place), 0)
             finish(block * work.wide + token, column * WIDTH, used, lambda c: row[first + c])
 
-    with _shared_out(weights, blocks, rest, across, scope, work, gathers) as (number, room, place):
+    aside = by_column.room if by_column is not None and not one else None
+    with _shared_out(weights, blocks, rest, across, scope, work, gathers, aside) as (number, room, place, spare):
         block, column = T.floordiv(number, across), T.floormod(number, across)
 
         def of_columns(tokens: int) -> None:
             _either(last < WIDTH and across > 1, column < across - 1,
-                    lambda: task(block, column, tokens, WIDTH if across > 1 else last, room, place),
-                    lambda: task(block, column, tokens, last, room, place))  # fmt: skip
+                    lambda: task(block, column, tokens, WIDTH if across > 1 else last, room, place, spare),
+                    lambda: task(block, column, tokens, last, room, place, spare))  # fmt: skip
 
         _either(rest < work.wide and blocks > 1, block < blocks - 1,
                 lambda: of_columns(work.wide if blocks > 1 else rest),
                 lambda: of_columns(rest))  # fmt: skip
+
+
+def _in_blocks(
+    rows: Rows | None,
+    made: TokenBlocks | None,
+    count: int,
+    depth: int,
+    isa: Isa,
+    product: Product | TileProduct,
+    scope: Scope,
+    one: bool,
+) -> tuple[Expr, int]:
+    """Codes in blocks of tokens, and K as they have it; a single row as it is."""
+    if one:
+        assert rows is not None
+        return rows.array, depth
+    shape = blocked(count, depth, isa) if made is None else made.shape
+    codes = scope.scratch((math.prod(shape),), product.dtype) if made is None else made.array(scope)
+    if rows is not None:
+        transpose_codes(rows, count, shape, codes, scope)
+    return codes, shape[1]
 
 
 def _in_vectors(
@@ -159,11 +183,19 @@ def _of_one_row(
 
 @contextmanager
 def _shared_out(
-    weights: Compact, blocks: int, rest: int, across: int, scope: Scope, work: Work, gathers: bool
-) -> Iterator[tuple[Expr, Expr, Expr]]:
+    weights: Compact,
+    blocks: int,
+    rest: int,
+    across: int,
+    scope: Scope,
+    work: Work,
+    gathers: bool,
+    aside: Callable[[], Expr | None] | None,
+) -> Iterator[tuple[Expr, Expr, Expr, Expr | None]]:
     """A loop over blocks of tokens by blocks of columns on all threads, in pieces of almost equal work.
 
-    Yields the number of the task and room for its sums, int32 elements of a flat array from a place on.
+    Yields the number of the task, room for its sums, int32 elements of a flat array from a place on, and what else
+    `aside` allocates.
     """
     bundles = WIDTH // weights.outputs
     edges = np.minimum(np.arange(across + 1) * bundles, weights.starts.size - 1)
@@ -174,12 +206,13 @@ def _shared_out(
     bounds = np.searchsorted(done, done[-1] * np.arange(pieces + 1) / pieces - 1e-9 * done[-1])
     bounds[-1] = whole.size
     limits = scope.constant("bounds", bounds.astype(np.int32))
-    size = work.wide * WIDTH + (sparse_blocks.room_of(work) if gathers else 0)
+    size = work.wide * WIDTH + max(work.isa.lanes, sparse_blocks.room_of(work) if gathers else 0)
     with T.parallel(0, pieces) as piece:  # loops start from 0: TVM loses where one starts that is read from memory
         room = T.alloc_buffer((size,), "int32", scope="global")
+        spare = None if aside is None else aside()
         tiles = amx.configured(scope, piece, pieces) if isinstance(work.product, TileProduct) else nullcontext()
         with tiles, T.serial(0, limits[piece + 1] - limits[piece]) as step:
-            yield limits[piece] + step, room, T.int64(0)
+            yield limits[piece] + step, room, T.int64(0), spare
 
 
 _FINISHING = 8  # groups of four inputs whose products take as long as all that follows a sum

@@ -120,7 +120,7 @@ def cost(form: Form, weights: np.ndarray, rows: int, isa: Isa) -> float:
     """Time of a sparse form in the same unit.
 
     Products of what is left, by tokens in whole vectors; then what is done once per input and per sum of a token:
-    transposing codes, and putting sums in order. Fitted to measurements of 768 x 768, 768 x 3072 and 3072 x 768 with
+    transposing codes, and making codes of sums. Fitted to measurements of 768 x 768, 768 x 3072 and 3072 x 768 with
     1, 128 and 384 tokens at densities of 0.1 to 0.5 on Sapphire Rapids. There, four inputs take 8 shuffles on one port
     and 4 products per output on two: 1.5 times what four outputs take without shuffles, and 1.1 times for sixteen. A
     tile takes 32 shuffles, and 16 cycles of another unit.
@@ -140,6 +140,6 @@ def cost(form: Form, weights: np.ndarray, rows: int, isa: Isa) -> float:
 _DENSE_TILE, _DENSE_SUM = 0.28, 20.0
 _READ, _ROW_GROUP = 10.0, 500.0  # of a byte of weights from memory; of a group by a single row
 _FEWEST_TOKENS = 36  # that a group takes the time of: it waits for its inputs
-_COSTS, _TILE_COSTS = {4: (1.45, 55.0), 8: (1.28, 55.0), 16: (1.15, 68.0)}, (0.35, 100.0)
+_COSTS, _TILE_COSTS = {4: (1.5, 35.0), 8: (1.27, 35.0), 16: (1.15, 38.0)}, (0.34, 80.0)
 """Of a multiply-accumulate and of a sum of a token, by outputs that share inputs."""
-_PER_INPUT = 20.0
+_PER_INPUT = 18.0

@@ -150,10 +150,14 @@ def steps_of(depth: int, product: Product | TileProduct, codes: Codes | None = N
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of codes in the dtype that a product takes: element (m, k) at m * stride + k of a flat array."""
+    """Rows of codes in the dtype that a product takes: element (m, k) at m * stride + k of a flat array.
+
+    shift: what is still to be added to make such codes of them, where they are moved anyway.
+    """
 
     array: Expr
     stride: int
+    shift: int = 0
 
 
 @dataclass(frozen=True)
