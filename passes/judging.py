@@ -131,6 +131,8 @@ class Judge:
         self.names = getattr(original.tail.op, "names", ()) if original.tail is not None else ()
         self.metric: Metric | None = context.metric
         self.expected = self._outputs(original)
+        if self.metric is not None:
+            self._drop(self.expected, np.arange(len(self.expected[0])))  # a metric that can't be computed fails now
 
     def distance(self, graph: Graph) -> Distance:
         """How far `graph` is from the original."""

@@ -259,7 +259,8 @@ class _Run:
             return job
         if job.verify_with is not None:
             context.evaluation = self._samples(job.verify_with, inputs)
-        labelled = getattr(context.evaluation or context.calibration, "labels", None) is not None
+        sources = [context.calibration, *([] if context.evaluation is None else [context.evaluation])]
+        labelled = all(getattr(source, "labels", None) is not None for source in sources)
         if job.max_drop is not None or job.metric is not None or (labelled and has(pipeline, Prune, ShiftAdd)):
             context.metric = metric_named(job.metric)
         if job.recover is not None:

@@ -85,6 +85,22 @@ def test_what_makes_no_sense_is_refused(arguments, code, message, tmp_path, samp
     assert not (tmp_path / "out").exists()
 
 
+def test_samples_to_choose_by_need_no_labels(tmp_path, samples):
+    unlabelled = tmp_path / "unlabelled.npz"
+    with np.load(samples) as data:
+        (name,) = set(data.files) - {"labels"}
+        np.savez(unlabelled, **{name: data[name][:48]})
+        np.savez(tmp_path / "labelled.npz", labels=np.arange(8) % 3, **{name: data[name][48:56]})
+    options = ["--sparsity", "0.5", "--prune-by", "wanda", "--calib", str(unlabelled)]
+    done = run("-o", str(tmp_path / "out"), *options, "--verify-with", str(tmp_path / "labelled.npz"), "--json")
+    assert done.exit_code == 0, done.output
+    (report,) = json.loads(done.stdout)["zeros"]
+    assert report["reported"]["drop"] is None
+    late = run("-o", str(tmp_path / "none"), *options, "--max-drop", "1")
+    assert late.exit_code == 3
+    assert "needs data with labels" in late.output
+
+
 def test_bars_reach_the_pass():
     pipeline = with_bars(recipe("prune+integer"), 1.0, None, None, None)
     (step,) = [step for step in pipeline.leaves() if isinstance(step, Prune)]
