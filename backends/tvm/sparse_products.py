@@ -23,7 +23,7 @@ from planish.backends.tvm.isa import Isa, Product, TileProduct
 from planish.backends.tvm.scope import Expr, Scope
 from planish.backends.tvm.sparse_weights import GROUP, ROW_GROUPS, Compact
 from planish.backends.tvm.sparse_work import WIDTH, Work
-from planish.backends.tvm.tiles import Rows
+from planish.backends.tvm.tiles import Rows, either
 from planish.backends.tvm.token_blocks import TokenBlocks
 
 _PIECES, _TILE_PIECES = 24, 12  # of a kernel's work, for all threads; fewer where each sets up tiles
@@ -87,11 +87,11 @@ def multiply(
         block, column = T.floordiv(number, across), T.floormod(number, across)
 
         def of_columns(tokens: int) -> None:
-            _either(last < WIDTH and across > 1, column < across - 1,
+            either(last < WIDTH and across > 1, column < across - 1,
                     lambda: task(block, column, tokens, WIDTH if across > 1 else last, room, place, spare),
                     lambda: task(block, column, tokens, last, room, place, spare))  # fmt: skip
 
-        _either(rest < work.wide and blocks > 1, block < blocks - 1,
+        either(rest < work.wide and blocks > 1, block < blocks - 1,
                 lambda: of_columns(work.wide if blocks > 1 else rest),
                 lambda: of_columns(rest))  # fmt: skip
 
@@ -216,15 +216,3 @@ def _shared_out(
 
 
 _FINISHING = 8  # groups of four inputs whose products take as long as all that follows a sum
-
-
-def _either(both: bool, condition: Expr, first: Callable[[], None], second: Callable[[], None]) -> None:
-    """One or the other at run time, if both can be."""
-    if not both:
-        first()
-        return
-    with T.If(condition):
-        with T.Then():
-            first()
-        with T.Else():
-            second()

@@ -100,19 +100,19 @@ def in_block(
     last = columns - (wide - 1) * width
 
     def columns_of(row: Expr, height: int) -> None:
-        _either(last < width and wide > 1, column < wide - 1,
+        either(last < width and wide > 1, column < wide - 1,
                 lambda: body(row, height, width if wide > 1 else last),
                 lambda: body(row, height, last))  # fmt: skip
 
     (count, height), (_, rest) = plan.spans[0], plan.spans[-1]
-    _either(
+    either(
         len(plan.spans) > 1, part < count,
         lambda: columns_of(part * height, height),
         lambda: columns_of((part - count) * rest + count * height, rest),
     )  # fmt: skip
 
 
-def _either(both: bool, condition: Expr, first: Callable[[], None], second: Callable[[], None]) -> None:
+def either(both: bool, condition: Expr, first: Callable[[], None], second: Callable[[], None]) -> None:
     """One or the other at run time, if both can be."""
     if not both:
         first()
