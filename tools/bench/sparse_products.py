@@ -32,6 +32,7 @@ from planish.ir.types import Quant, TensorType
 
 SHAPES = ((768, 768), (768, 3072), (3072, 768))
 """K x N."""
+PAIR = (768, 3072)
 
 _SHARE_CORES = -3  # TVM's mode in which no thread is bound to one of the cores
 Run = Callable[[], object]
@@ -52,6 +53,19 @@ def product(rows: int, weights: np.ndarray, *, codes: bool) -> Graph:
     return graph
 
 
+def pair(rows: int, up: np.ndarray, down: np.ndarray) -> Graph:
+    """Two products in a row, as in an MLP, with codes of 8 bits between them; a kernel before them makes the codes."""
+    graph = Graph()
+    x = graph.add_input("x", TensorType(dtypes.u8, (rows, len(up)), Quant((0.1,), 128)))
+    y = ops.Requantize(0.05, 128, dtypes.u8)(x)
+    for weights, scale in ((up, 2.0), (down, 50.0)):
+        y = ops.IntLinear()(y, Data(weights, Quant((0.01,) * weights.shape[1], 0, 1)))
+        y = ops.Requantize(scale, 128, dtypes.u8)(y)
+    graph.attach(y, None, Loc(("pair",)))
+    graph.add(Return(("y",)), y)
+    return graph
+
+
 def random_weights(shape: tuple[int, int], outputs: int, zeros: float) -> np.ndarray:
     """int8 [K, N] in which that share of blocks of so many neighbouring outputs is zero."""
     rng = np.random.default_rng(0)
@@ -60,11 +74,16 @@ def random_weights(shape: tuple[int, int], outputs: int, zeros: float) -> np.nda
     return (rng.integers(1, 128, shape) * rng.choice((-1, 1), shape) * kept).astype(np.int8)
 
 
-def last_kernel(graph: Graph, isa: Isa) -> Run:
-    """Runs the product of a graph alone."""
+def products_of(graph: Graph, isa: Isa) -> Run:
+    """Runs the products of a graph, all kernels but the first."""
     program = lower(graph, isa, steps=True)
-    executable, last = Executable(program, isa.target()), len(program.calls) - 1
-    return lambda: executable.step(last)
+    executable, count = Executable(program, isa.target()), len(program.calls)
+
+    def run() -> None:
+        for number in range(1, count):
+            executable.step(number)
+
+    return run
 
 
 def runtime_product(rows: int, weights: np.ndarray) -> Run:
@@ -119,7 +138,7 @@ def measured(isa: Isa, rows: Sequence[int], zeros: Sequence[float], outputs: int
             for share in (0.0, *zeros):
                 weights = random_weights(shape, outputs, share)
                 for codes in (True, False):
-                    runs[f"{share} {codes}"] = last_kernel(product(count, weights, codes=codes), isa)
+                    runs[f"{share} {codes}"] = products_of(product(count, weights, codes=codes), isa)
             taken = medians(runs, rounds)
             for share in zeros:
                 sparse, sums = taken[f"{share} True"], taken[f"{share} False"]
@@ -136,6 +155,23 @@ def measured(isa: Isa, rows: Sequence[int], zeros: Sequence[float], outputs: int
     return table
 
 
+def measured_pairs(isa: Isa, rows: Sequence[int], zeros: Sequence[float], outputs: int, rounds: int) -> Table:
+    """Ratios of the dense time to that of two sparse products in a row, which hand on codes in blocks of tokens."""
+    table = Table(title=f"{isa.name}, two products, zeros in blocks of {outputs} outputs")
+    for heading in ("K x N x K", "tokens", "zeros", "ms", "dense / sparse"):
+        table.add_column(heading, justify="right")
+    depth, columns = PAIR
+    for count in rows:
+        shares = (0.0, *zeros)
+        weights = {s: [random_weights(shape, outputs, s) for shape in (PAIR, PAIR[::-1])] for s in shares}
+        taken = medians({f"{s}": products_of(pair(count, *weights[s]), isa) for s in shares}, rounds)
+        for share in zeros:
+            seconds = taken[f"{share}"]
+            cells = (f"{share:.0%}", f"{1e3 * seconds:.3f}", f"{taken['0.0'] / seconds:.2f}")
+            table.add_row(f"{depth} x {columns} x {depth}", f"{count}", *cells)
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--isa", nargs="+", default=[], choices=list(ISAS), help="default: the best two of this CPU")
@@ -149,7 +185,8 @@ def main() -> None:
     console = Console(width=120)
     for isa in [ISAS[name] for name in options.isa] or able[:2]:
         for outputs in options.outputs:
-            console.print(measured(isa, options.tokens, options.zeros, outputs, options.rounds))
+            for table in (measured, measured_pairs):
+                console.print(table(isa, options.tokens, options.zeros, outputs, options.rounds))
 
 
 if __name__ == "__main__":
