@@ -15,6 +15,7 @@ from planish.backends.tvm.float_tiles import Matrix, Panels, pack, tile, tiling
 from planish.backends.tvm.lanes import vector
 from planish.backends.tvm.region import Region
 from planish.backends.tvm.scope import SPARE, Expr, Index, Kernel, Scope
+from planish.backends.tvm.sparse_float import KeptPanels, kept, one_row
 from planish.backends.tvm.tiles import in_block
 from planish.ir import ops
 from planish.ir.graph import Value
@@ -104,9 +105,13 @@ def _multiplied(region: Region, context: Context, product: Product, a: Value, b:
     lanes = context.isa.lanes
     with IRBuilder() as builder, T.seq_scope():
         left = operand(scope, context, a, product.rows, product.depth, exact=True)
-        right: Matrix | Panels
+        right: Matrix | Panels | KeptPanels
+        matrix = None if weights is None or product.parts > 1 else weights.numpy().reshape(product.depth, -1)
+        sparse = None if matrix is None else kept(matrix, product.rows, context.isa)
         if weights is None:
             right = operand(scope, context, b, product.depth, product.columns, exact=False)
+        elif sparse is not None:
+            right = sparse.declared(scope)
         else:
             width = tiling(product.rows, product.columns, context.isa).vectors * lanes
             matrices = weights.numpy().reshape(-1, product.depth, product.columns)
@@ -121,28 +126,25 @@ def emit_product(
     scope: Scope,
     product: Product,
     left: Matrix,
-    right: Matrix | Panels,
+    right: Matrix | Panels | KeptPanels,
     bias: Value | None,
     channel: int = -1,
 ) -> None:
     """Tiles over all of the result, columns outermost so that a panel of weights stays in the nearest cache.
 
+    Rows are outermost where only some inputs are kept: then a panel is small, and takes elements all over its rows.
+
     bias: added to the result, along its axis `channel`.
     """
     isa, lanes = context.isa, context.isa.lanes
-    plan = tiling(product.rows, product.columns, isa)
+    sparse = isinstance(right, KeptPanels)
+    plan = right.plan if isinstance(right, KeptPanels) else tiling(product.rows, product.columns, isa)
     width = plan.vectors * lanes
     wide = -(-product.columns // width)
     reader = Reader(scope, context.stored, {})
 
     def body(part: Expr, block: Expr, row: Expr, height: int, used: int) -> None:
-        a, b = product.left(part), product.right(part)
-        sums = tile(
-            height, -(-used // lanes), (0, product.depth),
-            lambda i, k: left.at(a, row + i, k),
-            lambda k, v: right.vector(b, k, block * width + v * lanes, lanes),
-            lanes,
-        )  # fmt: skip
+        sums = _sums(product, left, right, part, block * width, row, height, used, lanes)
         for i, acc in enumerate(sums):
             for start, count in pieces(used, 2 * lanes):
                 first = block * width + start
@@ -157,11 +159,41 @@ def emit_product(
                 Epilogue(scope, region, context, reduced).write_lanes(at, count)
 
     with T.parallel(0, product.parts * wide * plan.blocks) as task:
-        part, column, strip = unravelled(task, (product.parts, wide, plan.blocks))
+        if sparse:
+            part, strip, column = unravelled(task, (product.parts, plan.blocks, wide))
+        else:
+            part, column, strip = unravelled(task, (product.parts, wide, plan.blocks))
 
         in_block(
             plan, strip, column, product.columns, width, lambda row, h, used: body(part, column, row, h, used)
         )  # fmt: skip
+
+
+def _sums(
+    product: Product, left: Matrix, right: Matrix | Panels | KeptPanels, part: Expr, first: Expr, row: Expr,
+    height: int, used: int, lanes: int,
+) -> list[Expr]:  # fmt: skip
+    """Sums of a tile from a column on: over all of K, or what its block of columns keeps of it."""
+    a, b = product.left(part), product.right(part)
+    if not isinstance(right, KeptPanels):
+        dense = right
+        return tile(
+            height, -(-used // lanes), (0, product.depth),
+            lambda i, k: left.at(a, row + i, k),
+            lambda k, v: dense.vector(b, k, first + v * lanes, lanes),
+            lanes,
+        )  # fmt: skip
+    block = T.floordiv(first, right.width)
+    start = right.starts[block]
+    count = right.starts[block + 1] - start
+    if product.rows == 1:
+        return one_row(right, start, count, lambda k: left.at(a, row, k), lanes)
+    return tile(
+        height, 1, (0, count),
+        lambda i, k: left.at(a, row + i, right.places[start + k]),
+        lambda k, v: right.vector(start + k, lanes),
+        lanes,
+    )  # fmt: skip
 
 
 def operand(scope: Scope, context: Context, x: Value, rows: int, columns: int, *, exact: bool) -> Matrix:

@@ -23,24 +23,28 @@ def tiling(rows: int, columns: int, isa: Isa) -> Tiling:
     A step of K takes a register per vector of weights and one for an element of a row.
     """
     most = -(-columns // isa.lanes)
-
-    def step(height: int, vectors: int) -> float:
-        loads = height + vectors
-        return max(height * vectors / 2, loads / 2, _LATENCY) + loads / _NEAR_LOADS
-
-    def cycles(plan: Tiling) -> float:
-        def across(vectors: int) -> float:
-            return sum(count * step(height, vectors) for count, height in plan.spans)
-
-        whole, rest = divmod(most, plan.vectors)
-        return whole * across(plan.vectors) + (across(rest) if rest else 0.0)
-
     plans = []
     for vectors in range(1, min(_MOST_VECTORS, most) + 1):
         highest = (isa.registers - 1 - vectors) // vectors
         if highest > 0:
             plans.append(evened(rows, highest, vectors))
-    return min(plans, key=cycles)
+    return min(plans, key=lambda plan: cycles(plan, most))
+
+
+def step(height: int, vectors: int) -> float:
+    """Cycles of a step of K in a tile."""
+    loads = height + vectors
+    return max(height * vectors / 2, loads / 2, _LATENCY) + loads / _NEAR_LOADS
+
+
+def cycles(plan: Tiling, vectors: int) -> float:
+    """Cycles of a step of K over all rows and so many vectors of columns."""
+
+    def across(each: int) -> float:
+        return sum(count * step(height, each) for count, height in plan.spans)
+
+    whole, rest = divmod(vectors, plan.vectors)
+    return whole * across(plan.vectors) + (across(rest) if rest else 0.0)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,16 @@ def pair(rows: int, up: np.ndarray, down: np.ndarray) -> Graph:
     return graph
 
 
+def float_product(rows: int, weights: np.ndarray) -> Graph:
+    """Rows by float32 [K, N]."""
+    graph = Graph()
+    x = graph.add_input("x", TensorType(dtypes.f32, (rows, len(weights))))
+    y = ops.Linear()(ops.Relu()(x), Data(weights.astype(np.float32)))
+    graph.attach(y, None, Loc(("product",)))
+    graph.add(Return(("y",)), y)
+    return graph
+
+
 def random_weights(shape: tuple[int, int], outputs: int, zeros: float) -> np.ndarray:
     """int8 [K, N] in which that share of blocks of so many neighbouring outputs is zero."""
     rng = np.random.default_rng(0)
@@ -86,22 +96,24 @@ def products_of(graph: Graph, isa: Isa) -> Run:
     return run
 
 
-def runtime_product(rows: int, weights: np.ndarray) -> Run:
-    """ONNX Runtime's MatMulInteger of u8 by s8, its output left as sums."""
+def runtime_product(rows: int, weights: np.ndarray, *, floats: bool = False) -> Run:
+    """ONNX Runtime's MatMulInteger of u8 by s8, its output left as sums; or MatMul of floats."""
     depth, columns = weights.shape
-    node = helper.make_node("MatMulInteger", ["x", "w", "zero"], ["y"])
+    name, inputs = ("MatMul", ["x", "w"]) if floats else ("MatMulInteger", ["x", "w", "zero"])
+    given, made = (TensorProto.FLOAT,) * 2 if floats else (TensorProto.UINT8, TensorProto.INT32)
+    constants = [numpy_helper.from_array(weights.astype(np.float32) if floats else weights, "w")]
     graph = helper.make_graph(
-        [node],
+        [helper.make_node(name, inputs, ["y"])],
         "product",
-        [helper.make_tensor_value_info("x", TensorProto.UINT8, (rows, depth))],
-        [helper.make_tensor_value_info("y", TensorProto.INT32, (rows, columns))],
-        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.asarray(128, np.uint8), "zero")],
+        [helper.make_tensor_value_info("x", given, (rows, depth))],
+        [helper.make_tensor_value_info("y", made, (rows, columns))],
+        constants if floats else [*constants, numpy_helper.from_array(np.asarray(128, np.uint8), "zero")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    feeds = {"x": np.random.default_rng(0).integers(0, 256, (rows, depth)).astype(np.uint8)}
+    feeds = {"x": np.random.default_rng(0).integers(0, 256, (rows, depth)).astype("f" if floats else "B")}
     return lambda: session.run(None, feeds)
 
 
@@ -172,6 +184,29 @@ def measured_pairs(isa: Isa, rows: Sequence[int], zeros: Sequence[float], output
     return table
 
 
+def measured_floats(isa: Isa, rows: Sequence[int], zeros: Sequence[float], outputs: int, rounds: int) -> Table:
+    """The same in float32."""
+    table = Table(title=f"{isa.name}, float32, zeros in blocks of {outputs} outputs")
+    for heading in ("K x N", "tokens", "zeros", "ms", "dense / sparse", "ORT / sparse"):
+        table.add_column(heading, justify="right")
+    ratios: dict[float, list[tuple[float, float]]] = {share: [] for share in zeros}
+    for count in rows:
+        for shape in SHAPES:
+            runs = {"ort": runtime_product(count, random_weights(shape, outputs, 0.0), floats=True)}
+            for share in (0.0, *zeros):
+                runs[f"{share}"] = products_of(float_product(count, random_weights(shape, outputs, share)), isa)
+            taken = medians(runs, rounds)
+            for share in zeros:
+                found = (taken["0.0"] / taken[f"{share}"], taken["ort"] / taken[f"{share}"])
+                ratios[share].append(found)
+                cells = (f"{1e3 * taken[f'{share}']:.3f}", *(f"{ratio:.2f}" for ratio in found))
+                table.add_row(f"{shape[0]} x {shape[1]}", f"{count}", f"{share:.0%}", *cells)
+    for share, every in ratios.items():
+        means = (f"{statistics.geometric_mean(column):.2f}" for column in zip(*every, strict=True))
+        table.add_row("geometric mean", "", f"{share:.0%}", "", *means, style="bold")
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--isa", nargs="+", default=[], choices=list(ISAS), help="default: the best two of this CPU")
@@ -179,13 +214,14 @@ def main() -> None:
     parser.add_argument("--zeros", nargs="+", type=float, default=[0.5, 0.8, 0.9])
     parser.add_argument("--outputs", nargs="+", type=int, default=[4, 16], help="neighbours that are zero together")
     parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--floats", action="store_true", help="float32 instead of int8")
     options = parser.parse_args()
     tvm_ffi.get_global_func("runtime.config_threadpool")(_SHARE_CORES, 1, ["0"])
     able = [isa for isa in ISAS.values() if isa.triple == host_isa().triple and isa.features <= cpu_flags()]
     console = Console(width=120)
     for isa in [ISAS[name] for name in options.isa] or able[:2]:
         for outputs in options.outputs:
-            for table in (measured, measured_pairs):
+            for table in (measured_floats,) if options.floats else (measured, measured_pairs):
                 console.print(table(isa, options.tokens, options.zeros, outputs, options.rounds))
 
 
