@@ -20,6 +20,8 @@ from planish.passes.calibration.collect import numpy_taps
 _PARTS = 16  # of a set, that the doubt about a metric is estimated from
 _SHARES = {"fit": 2, "rank": 1, "report": 1}  # of the calibration feeds; without a report set of its own
 
+_ENOUGH = 2048  # samples to choose or to report on
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -77,6 +79,8 @@ class Distance:
 def three_sets(context: Context) -> ThreeSets:
     """Calibration samples, cut into three sets; with `context.evaluation`, that is the third.
 
+    Of many samples, a few thousand are enough to choose and to report on, where each choice costs a run of all of them:
+    the rest goes to those to fit on.
     Raises CalibrationError if there are too few, or if a sample is in two sets.
     """
     assert context.calibration is not None
@@ -91,9 +95,9 @@ def three_sets(context: Context) -> ThreeSets:
             remedy=f"give at least {8 * len(wheel)} samples with --calib",
         )
     of_feed = None if labels is None else _by_feed(feeds, labels)
-    sets = {}
+    sets, owners = {}, _owners(feeds, wheel)
     for name in shares:
-        chosen = [i for i in range(len(feeds)) if wheel[i % len(wheel)] == name]
+        chosen = [i for i, owner in enumerate(owners) if owner == name]
         marks = None if of_feed is None else np.concatenate([of_feed[i] for i in chosen])
         sets[name] = Samples([feeds[i] for i in chosen], marks)
     if context.evaluation is not None:
@@ -101,6 +105,17 @@ def three_sets(context: Context) -> ThreeSets:
     found = ThreeSets(**sets)
     need_disjoint(found)
     return found
+
+
+def _owners(feeds: Sequence[Feeds], wheel: Sequence[str]) -> list[str]:
+    """The set of each feed: in turns, until the sets that are judged on are full."""
+    owners, held = list[str](), dict.fromkeys(wheel, 0)
+    for number, feed in enumerate(feeds):
+        name = wheel[number % len(wheel)]
+        owners.append(name if held[name] < _ENOUGH else "fit")
+        first = next(iter(feed.values()))
+        held[name] += len(first) if first.ndim else 1
+    return owners
 
 
 def joined(first: Samples, second: Samples) -> Samples:

@@ -172,6 +172,14 @@ def test_a_sample_in_two_sets_is_refused():
     assert [len(s.feeds) for s in (sets.fit, sets.rank, sets.report)] == [4, 2, 2]
 
 
+def test_of_many_samples_a_few_thousand_are_judged_on():
+    data = [{"x": np.arange(1024 * i, 1024 * (i + 1), dtype=np.float32)[:, None]} for i in range(20)]
+    sets = three_sets(Context(calibration=data))
+    assert [len(s.feeds) for s in (sets.fit, sets.rank, sets.report)] == [16, 2, 2]
+    sets = three_sets(Context(calibration=data[1:], evaluation=data[:1]))
+    assert [len(s.feeds) for s in (sets.fit, sets.rank, sets.report)] == [17, 2, 1]
+
+
 def test_trained_weights_end_up_in_the_graph():
     trained = {}
 
