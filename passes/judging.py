@@ -19,7 +19,6 @@ from planish.passes.calibration.collect import numpy_taps
 
 _PARTS = 16  # of a set, that the doubt about a metric is estimated from
 _SHARES = {"fit": 2, "rank": 1, "report": 1}  # of the calibration feeds; without a report set of its own
-
 _ENOUGH = 2048  # samples to choose or to report on
 
 

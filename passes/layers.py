@@ -99,14 +99,24 @@ def replace_layer(
     lost: np.ndarray, by: str,
 ) -> Value:  # fmt: skip
     """Put an op with other weights in the place of `node`, its bias greater by what they lose on average."""
-    data = constant(node.operands[2]) if len(node.operands) > 2 else None
-    bias = lost if data is None else data.numpy().astype(np.float64) + lost
-    result: Value = op(node.inputs[0], weight, bias.astype(np.float32))
+    result: Value = op(node.inputs[0], weight, raised_bias(node, lost))
     graph.attach(result, node, node.loc.made_by(by))
     result.hint = node.result.hint
     graph.replace(node.result, result)
     graph.erase_dead([node])
     return result
+
+
+def raised_bias(node: Node, lost: np.ndarray) -> np.ndarray:
+    """The bias of a layer, float32, greater by what its results lose on average."""
+    data = constant(node.operands[2]) if len(node.operands) > 2 else None
+    bias = lost if data is None else data.numpy().astype(np.float64) + lost
+    return bias.astype(np.float32)
+
+
+def decibels(noise: float) -> float | None:
+    """The signal-to-noise ratio for noise as a share of the signal's energy; None without noise."""
+    return None if noise <= 0 else -10 * math.log10(noise)
 
 
 def alone(node: Node, op: ops.Linear | ops.Conv | ops.ShiftLinear | ops.ShiftConv, weight: Data) -> Graph:

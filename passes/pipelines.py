@@ -146,6 +146,11 @@ def recipe(text: str) -> Pipeline:
     return Pipeline(*steps)
 
 
+def resolve_pipeline(text: str) -> Pipeline:
+    """The pipeline that a recipe name, several joined with "+", or a pipeline text means."""
+    return recipe(text) if all(name in RECIPES for name in text.split("+")) else parse_pipeline(text)
+
+
 def parse_pipeline(text: str) -> Pipeline:
     """The pipeline that `str(pipeline)` prints. Raises UsageError naming the place at fault."""
     tokens = _Tokens(text)

@@ -85,8 +85,9 @@ def inspect(
     """
     with reported(debug):
         from planish.ir.errors import UsageError
+        from planish.passes.pipelines import resolve_pipeline
         from planish.tools.cli import _shapes
-        from planish.tools.compiling import optimize, resolve_pipeline
+        from planish.tools.compiling import optimize
         from planish.tools.sessions import MODEL_FILE
 
         if model.is_dir():
@@ -127,7 +128,7 @@ def inspect(
 
 
 def _print_why(rule: str, place: str, model: Path, pipeline: str, shapes: Any, as_json: bool) -> None:
-    from planish.tools.compiling import resolve_pipeline
+    from planish.passes.pipelines import resolve_pipeline
     from planish.tools.inspecting import why
 
     rows = [

@@ -22,7 +22,7 @@ from planish.ir.graph import Graph
 from planish.passes.base import Context, Observer, Pass, Pipeline, pipeline_exactness
 from planish.passes.integer import Integerize
 from planish.passes.observers import VerifyEach
-from planish.passes.pipelines import RECIPES, parse_pipeline, recipe
+from planish.passes.pipelines import resolve_pipeline
 from planish.passes.rewrite import Fuel
 from planish.passes.shiftadd import MixExperts, ShiftAdd
 from planish.passes.sparse import Prune
@@ -376,8 +376,3 @@ class _Run:
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def resolve_pipeline(text: str) -> Pipeline:
-    """The pipeline that a recipe name, several joined with "+", or a pipeline text means."""
-    return recipe(text) if all(name in RECIPES for name in text.split("+")) else parse_pipeline(text)

@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from planish.ir.errors import UsageError
 from planish.passes.base import Pipeline
-from planish.passes.pipelines import known_options, parse_pipeline, pass_named, recipe
+from planish.passes.pipelines import known_options, parse_pipeline, pass_named, recipe, resolve_pipeline
+
+_FILES = (".yaml", ".yml")
 
 
 class RecipeFile(BaseModel):
@@ -58,7 +60,7 @@ def chosen_pipeline(
     --recipe is the default recipe if neither is given; --passes alone replaces it.
     """
     file = RecipeFile(recipe=name)
-    if name is not None and Path(name).suffix in (".yaml", ".yml"):
+    if name is not None and Path(name).suffix in _FILES:
         file = read_recipe(Path(name))
     texts = [file.passes] if isinstance(file.passes, str) else list(file.passes or [])
     if passes is not None:
@@ -74,6 +76,11 @@ def chosen_pipeline(
         pipeline = _with_options(pipeline, step, options)
     shapes: dict[str, tuple[int | str, ...]] = {key: tuple(dims) for key, dims in file.shapes.items()}
     return pipeline.without(*skipped), shapes
+
+
+def pipeline_of(text: str) -> tuple[Pipeline, dict[str, tuple[int | str, ...]]]:
+    """The pipeline that a recipe file, a recipe's name or a pipeline text means, and the shapes that a file binds."""
+    return chosen_pipeline(text, None, []) if Path(text).suffix in _FILES else (resolve_pipeline(text), {})
 
 
 def _with_options(pipeline: Pipeline, name: str, options: Mapping[str, object]) -> Pipeline:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from planish.backends.tvm.epilogue import even_lanes, odd_lanes, upper_halves
 from planish.backends.tvm.expressions import dyadic, largest
+from planish.backends.tvm.interleaving import kept_vector
 from planish.backends.tvm.isa import Isa
 from planish.backends.tvm.narrow import narrows, packed
 from planish.backends.tvm.scope import Expr, Scope
@@ -60,35 +61,22 @@ def packed_column(node: Node, sums: Sums, column: Expr, of: Expr, count: int, sc
     """
     op = node.op
     assert isinstance(op, ops.Requantize)
-    lanes, pairs, quant = isa.lanes, isa.lanes // 2, quant_of("x", node.inputs[0].tensor)
+    lanes, quant = isa.lanes, quant_of("x", node.inputs[0].tensor)
     shift = rescaling(node.inputs[0].tensor, op.scale).shift - 32
     multiplier, _, _ = dyadic(node, 0, scope)
-    factor = _kept(T.Broadcast(multiplier if quant.axis is None else multiplier[of], lanes), lanes)
+    factor = kept_vector(T.Broadcast(multiplier if quant.axis is None else multiplier[of], lanes), "int32", lanes)
     addend = scope.number((node, "addend of upper halves"), (1 << (shift - 1)) + (op.zero << shift))
     amount = T.Broadcast(T.cast(scope.number((node, "shift of upper halves"), shift), "int32"), lanes)
     halves = T.Broadcast(T.cast(addend, "int32"), lanes)
-    upper = [tirx.const(part, "int32") for i in range(1, lanes, 2) for part in (i, lanes + i)]
-
-    def lowest(vector: Expr) -> Expr:
-        bits = T.Broadcast(T.int64(32), pairs)
-        return (T.reinterpret(f"int64x{pairs}", vector) << bits) >> bits
-
     vectors: list[Expr] = []
     for number in range(count):
         even = sums.vector(column, number * lanes, lanes)
         if sums.start is None:  # odd ones are read as even ones of what starts a sum further, instead of moved
-            odd = lowest(sums.vector(column, number * lanes + 1, lanes))
+            odd = even_lanes(sums.vector(column, number * lanes + 1, lanes), lanes)
         else:
-            even = _kept(even, lanes)
-            odd = T.reinterpret(f"int64x{pairs}", even) >> T.Broadcast(T.int64(32), pairs)
-        products = [a * lowest(factor) for a in (lowest(even), odd)]
-        high = tirx.Shuffle([T.reinterpret(f"int32x{lanes}", product) for product in products], upper)
+            even = kept_vector(even, "int32", lanes)
+            odd = odd_lanes(even, lanes)
+        below = even_lanes(factor, lanes)
+        high = upper_halves(even_lanes(even, lanes) * below, odd * below, lanes)
         vectors.append((high + halves) >> amount)
     return packed(isa, op.to, [*vectors, *vectors[-1:] * (4 - count)])
-
-
-def _kept(vector: Expr, lanes: int) -> Expr:
-    """A vector of integers that is computed once."""
-    array, every = T.alloc_buffer((lanes,), "int32", scope="global"), T.Ramp(0, 1, lanes)
-    T.buffer_store(array, vector, [every])
-    return array[every]

@@ -235,27 +235,31 @@ def times(codes: Expr, factor: Expr, addend: Expr, shift: Expr, lanes: int, *, f
 
     The products of even and of odd lanes have 64 bits in the same registers, so that nothing moves across lanes.
     """
-    pairs, wide, narrow = lanes // 2, f"int64x{lanes // 2}", f"int32x{lanes}"
-    bits = T.Broadcast(T.int64(32), pairs)
-
-    def lowest(vector: Expr) -> Expr:
-        return (T.reinterpret(wide, vector) << bits) >> bits
-
-    even, odd = lowest(codes) * lowest(factor), _odd(codes, lanes) * _odd(factor, lanes)
+    pairs = lanes // 2
+    even, odd = even_lanes(codes, lanes) * even_lanes(factor, lanes), odd_lanes(codes, lanes) * odd_lanes(factor, lanes)
     if far:
-        upper = [part for i in range(1, lanes, 2) for part in (i, lanes + i)]
-        places = [tirx.const(place, "int32") for place in upper]
-        high = tirx.Shuffle([T.reinterpret(narrow, even), T.reinterpret(narrow, odd)], places)
-        high = high + T.Broadcast(T.cast(addend >> T.int64(32), "int32"), lanes)
+        high = upper_halves(even, odd, lanes) + T.Broadcast(T.cast(addend >> T.int64(32), "int32"), lanes)
         return high >> T.Broadcast(T.cast(shift - T.int64(32), "int32"), lanes)
-    amount, half = T.Broadcast(shift, pairs), T.Broadcast(addend, pairs)
+    amount, half, bits = (T.Broadcast(number, pairs) for number in (shift, addend, T.int64(32)))
     low = ((even + half) >> amount) & T.Broadcast(T.int64(0xFFFFFFFF), pairs)
-    return T.reinterpret(narrow, low | (((odd + half) >> amount) << bits))
+    return T.reinterpret(f"int32x{lanes}", low | (((odd + half) >> amount) << bits))
 
 
-def _odd(vector: Expr, lanes: int) -> Expr:
+def even_lanes(vector: Expr, lanes: int) -> Expr:
+    """Even lanes of an int32 vector as int64."""
+    bits = T.Broadcast(T.int64(32), lanes // 2)
+    return (T.reinterpret(f"int64x{lanes // 2}", vector) << bits) >> bits
+
+
+def odd_lanes(vector: Expr, lanes: int) -> Expr:
     """Odd lanes of an int32 vector as int64."""
     return T.reinterpret(f"int64x{lanes // 2}", vector) >> T.Broadcast(T.int64(32), lanes // 2)
+
+
+def upper_halves(even: Expr, odd: Expr, lanes: int) -> Expr:
+    """Upper halves of int64 products of even and of odd lanes, in turns, as an int32 vector."""
+    places = [tirx.const(part, "int32") for i in range(1, lanes, 2) for part in (i, lanes + i)]
+    return tirx.Shuffle([T.reinterpret(f"int32x{lanes}", product) for product in (even, odd)], places)
 
 
 def pieces(extent: int, widest: int) -> Iterator[tuple[int, int]]:

@@ -137,7 +137,6 @@ def emit_product(
     bias: added to the result, along its axis `channel`.
     """
     isa, lanes = context.isa, context.isa.lanes
-    sparse = isinstance(right, KeptPanels)
     plan = right.plan if isinstance(right, KeptPanels) else tiling(product.rows, product.columns, isa)
     width = plan.vectors * lanes
     wide = -(-product.columns // width)
@@ -159,7 +158,7 @@ def emit_product(
                 Epilogue(scope, region, context, reduced).write_lanes(at, count)
 
     with T.parallel(0, product.parts * wide * plan.blocks) as task:
-        if sparse:
+        if isinstance(right, KeptPanels):
             part, strip, column = unravelled(task, (product.parts, plan.blocks, wide))
         else:
             part, column, strip = unravelled(task, (product.parts, wide, plan.blocks))
@@ -187,11 +186,11 @@ def _sums(
     start = right.starts[block]
     count = right.starts[block + 1] - start
     if product.rows == 1:
-        return one_row(right, start, count, lambda k: left.at(a, row, k), lanes)
+        return one_row(right, start, count, lambda k: left.at(a, row, k))
     return tile(
         height, 1, (0, count),
         lambda i, k: left.at(a, row + i, right.places[start + k]),
-        lambda k, v: right.vector(start + k, lanes),
+        lambda k, v: right.vector(start + k),
         lanes,
     )  # fmt: skip
 

@@ -54,9 +54,9 @@ class KeptPanels:
     width: int
     plan: Tiling
 
-    def vector(self, place: Expr, lanes: int) -> Expr:
+    def vector(self, place: Expr) -> Expr:
         """Weights of an input that is kept."""
-        return self.values[place, T.Ramp(0, 1, lanes)]
+        return self.values[place, T.Ramp(0, 1, self.width)]
 
 
 def kept(weights: np.ndarray, rows: int, isa: Isa) -> Kept | None:
@@ -84,16 +84,16 @@ def cost(used: int, blocks: int, plan: Tiling) -> float:
     return sum(count * (step(height, 1) * used + height * _PER_SUM * blocks) for count, height in plan.spans)
 
 
-def one_row(right: KeptPanels, first: Expr, count: Expr, element: Callable[[Expr], Expr], lanes: int) -> list[Expr]:
+def one_row(right: KeptPanels, first: Expr, count: Expr, element: Callable[[Expr], Expr]) -> list[Expr]:
     """Sums of a single row: several inputs at a time, whose sums are added in the end."""
-    every = T.Ramp(0, 1, lanes)
+    lanes, every = right.width, T.Ramp(0, 1, right.width)
     sums = [T.alloc_buffer((lanes,), "float32", scope="global") for _ in range(ROW_SUMS)]
     for acc in sums:
         T.buffer_store(acc, T.Broadcast(T.float32(0), lanes), [every])
 
     def add(acc: Expr, place: Expr) -> None:
         row = T.Broadcast(element(right.places[place]), lanes)
-        T.buffer_store(acc, T.fma(row, right.vector(place, lanes), acc[every]), [every])
+        T.buffer_store(acc, T.fma(row, right.vector(place), acc[every]), [every])
 
     whole = T.floordiv(count, ROW_SUMS)
     with T.serial(0, whole) as group:

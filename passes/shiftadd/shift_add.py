@@ -21,7 +21,7 @@ from planish.passes.exactness import Exactness, approximate
 from planish.passes.integer.plan import Plan
 from planish.passes.integer.quantize_products import even_out
 from planish.passes.judging import Bars, Distance, Judge, ThreeSets, three_sets
-from planish.passes.layers import Layer, eligible, matrices
+from planish.passes.layers import Layer, decibels, eligible, matrices
 from planish.passes.rewrite import Changes
 from planish.passes.shiftadd.choosing import Choice, choices, cost_of
 from planish.passes.shiftadd.layers import Coded, coded, replace_weights
@@ -244,7 +244,7 @@ def _finding(layer: Layer, found: Coded | None) -> LayerFinding:
     size = layer.weights.size
     if found is None:
         return LayerFinding(layer.name, "", size, 32.0, 0.0, None)
-    noise = None if found.noise <= 0 else -10 * math.log10(found.noise)
+    noise = decibels(found.noise)
     return LayerFinding(
         layer.name, found.book.name, size, found.bits / size, float(np.mean(signed_digits.count(found.codes))), noise
     )

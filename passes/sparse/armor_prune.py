@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -12,13 +11,12 @@ from planish.ir import ops
 from planish.ir.data import Data
 from planish.ir.errors import UsageError
 from planish.ir.graph import Graph, Node, Value
-from planish.ir.op import constant
 from planish.ir.sparsity import PATTERNS, density, pattern
 from planish.passes.base import Context, Pass
 from planish.passes.calibration.gram import Gram, collect_grams
 from planish.passes.exactness import Exactness, approximate
 from planish.passes.judging import three_sets
-from planish.passes.layers import matrices, refusal
+from planish.passes.layers import decibels, matrices, raised_bias, refusal
 from planish.passes.rewrite import Changes
 from planish.passes.sparse.armor import Armor, armored, extra_share
 from planish.passes.sparse.masks import Structure
@@ -134,19 +132,17 @@ class ArmorPrune(Pass):
         kept = density(found.core, pattern(self.structure))
         label, shape = node.label, (len(w), w.shape[1])
         energy, rest = error_of(0 * w, w, unseen.covariance[0]), unseen.covariance[0]
-        shown = [_decibel(error_of(each, w, rest), energy) for each in (found.product, plain)]
+        shown = [decibels(error_of(each, w, rest) / energy) if energy > 0 else None for each in (found.product, plain)]
         _replace(graph, node, found, known.mean[0] @ (w - found.product), self.structure)
         return ArmoredLayer(label, kept, extra_share(shape, self.block), *shown)
 
 
 def _replace(graph: Graph, node: Node, found: Armor, lost: np.ndarray, structure: str) -> None:
     """Put the three products in place of `node`; the bias takes what is lost on average."""
-    data = constant(node.operands[2]) if len(node.operands) > 2 else None
-    bias = lost if data is None else data.numpy().astype(np.float64) + lost
     share = density(found.core, pattern(structure))
     core = Data(found.core.astype(np.float32), None, pattern(structure, density=min(1.0, round(share + 5e-7, 6))))
     inner = ops.Linear()(_blockwise(node.inputs[0], found.before), core)
-    made: Value = ops.Add()(_blockwise(inner, found.after), Data(bias.astype(np.float32)))
+    made: Value = ops.Add()(_blockwise(inner, found.after), Data(raised_bias(node, lost)))
     graph.attach(made, node, node.loc.made_by(BY))
     made.hint = node.result.hint
     graph.replace(node.result, made)
@@ -166,7 +162,3 @@ def _blockwise(x: Value, blocks: np.ndarray) -> Value:
     assert joined is not None
     result: Value = joined(back)
     return result
-
-
-def _decibel(noise: float, energy: float) -> float | None:
-    return None if noise <= 0 or energy <= 0 else -10 * math.log10(noise / energy)

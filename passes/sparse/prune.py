@@ -15,7 +15,7 @@ from planish.passes.base import Context, Pass
 from planish.passes.calibration.gram import collect_grams
 from planish.passes.exactness import Exactness, approximate
 from planish.passes.judging import Bars, Distance, Judge, three_sets
-from planish.passes.layers import Layer, eligible, matrices
+from planish.passes.layers import Layer, decibels, eligible, matrices
 from planish.passes.rewrite import Changes
 from planish.passes.sparse.masks import Structure
 from planish.passes.sparse.pruned import Pruned, at_random, pruned, replace_pruned, unfit
@@ -251,5 +251,4 @@ class _Run:
 
 
 def _row(layer: Layer, found: Pruned) -> PrunedLayer:
-    noise, masked = (None if n <= 0 else -10 * math.log10(n) for n in (found.noise, found.masked))
-    return PrunedLayer(layer.name, layer.weights.size, found.density, noise, masked)
+    return PrunedLayer(layer.name, layer.weights.size, found.density, decibels(found.noise), decibels(found.masked))

@@ -12,14 +12,13 @@ import numpy as np
 from planish.ir import ops
 from planish.ir.data import Data
 from planish.ir.errors import GateError, UsageError
-from planish.ir.graph import Graph, Node, Value
-from planish.ir.op import constant
+from planish.ir.graph import Graph, Node
 from planish.passes.allocation import Option, spread, tradeoffs
 from planish.passes.base import Context, Pass
 from planish.passes.calibration.gram import collect_grams
 from planish.passes.exactness import Exactness, approximate
 from planish.passes.judging import Bars, Distance, Judge, three_sets
-from planish.passes.layers import refusal
+from planish.passes.layers import decibels, matrices, refusal, replace_layer
 from planish.passes.rewrite import Changes
 from planish.passes.sparse.bundles import Bundle, Seed, bundle_of, seeds
 from planish.passes.sparse.drop_zero_channels import DropZeroChannels
@@ -140,7 +139,7 @@ class _Run:
         fit = collect_grams(graph, context, sinks, self.sets.fit.feeds)
         rank = collect_grams(graph, context, sinks, self.sets.rank.feeds)
         self.parts = [
-            Part(seed, sink, _weights(sink), rows_of(bundle, sink), bundle.are_heads, _products(bundle), f, r)
+            Part(seed, sink, matrices(sink)[0], rows_of(bundle, sink), bundle.are_heads, _products(bundle), f, r)
             for (seed, bundle), sink, f, r in zip(found, sinks, fit, rank, strict=True)
         ]
         self.judge = Judge(graph, self.sets.rank, context)
@@ -249,12 +248,6 @@ def _nearest(found: dict[int, Fitted], count: float) -> int:
     return min(found, key=lambda kept: (abs(kept - count), kept))
 
 
-def _weights(sink: Node) -> np.ndarray:
-    data = constant(sink.operands[1])
-    assert data is not None
-    return data.numpy().astype(np.float64)
-
-
 def _products(bundle: Bundle) -> float:
     """Products of numbers for one sample that go with one unit; symbolic extents count once."""
     total = 0
@@ -274,17 +267,11 @@ def _products(bundle: Bundle) -> float:
 
 def _replace(graph: Graph, part: Part, node: Node, found: Fitted) -> None:
     """Give the layer that sums units up the weights, and its bias what is lost on average."""
-    data = constant(node.operands[2]) if len(node.operands) > 2 else None
-    shift = part.fit.mean[0] @ (part.weights - found.weights)
-    bias = shift if data is None else data.numpy().astype(np.float64) + shift
-    result: Value = ops.Linear()(node.inputs[0], Data(found.weights.astype(np.float32)), bias.astype(np.float32))
-    graph.attach(result, node, node.loc.made_by(BY))
-    result.hint = node.result.hint
-    graph.replace(node.result, result)
-    graph.erase_dead([node])
+    lost = part.fit.mean[0] @ (part.weights - found.weights)
+    replace_layer(graph, node, ops.Linear(), Data(found.weights.astype(np.float32)), lost, BY)
 
 
 def _row(part: Part, found: Fitted) -> PrunedUnits:
-    noise, masked = (None if n <= 0 else -10 * math.log10(n) for n in (found.noise, found.masked))
+    noise, masked = decibels(found.noise), decibels(found.masked)
     kind = "heads" if part.heads else "neurons"
     return PrunedUnits(part.sink.label, kind, part.units, found.kept, noise, masked)

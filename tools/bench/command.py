@@ -192,16 +192,16 @@ def run_bench(
     from planish.tools.bench.contenders import contender_named
     from planish.tools.bench.quality import quality_of
     from planish.tools.buckets import variants_of
-    from planish.tools.compiling import CALIBRATION_BATCH, VERIFY_BATCH, optimize, resolve_pipeline
+    from planish.tools.compiling import CALIBRATION_BATCH, VERIFY_BATCH, optimize
     from planish.tools.measure import measure_models
-    from planish.tools.recipe_file import chosen_pipeline
+    from planish.tools.recipe_file import pipeline_of
     from planish.tools.samples import input_specs, single_sample
     from planish.tools.writing import write_for
 
     chosen_target = replace(target_named(target), isa=isa)
     chosen = {name: contender_named(name, chosen_target, seed) for name in against}
-    pipeline = chosen_pipeline(recipe, None, [])[0] if recipe.endswith((".yaml", ".yml")) else resolve_pipeline(recipe)
-    graph = load(model)
+    pipeline, shapes = pipeline_of(recipe)
+    graph = load(model, shapes=shapes)
     inputs = input_specs(graph)
     data = open_calibration(calib or "random:1", inputs, seed=seed, batch=CALIBRATION_BATCH)
     test = None if evaluate_with is None else open_calibration(evaluate_with, inputs, seed=seed, batch=VERIFY_BATCH)

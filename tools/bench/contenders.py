@@ -33,10 +33,10 @@ def own(recipe: str, target: Target, seed: int) -> Contender:
 
     def prepare(model: Path, folder: Path, data: CalibrationSet) -> Path:
         from planish.tools.compiling import optimize
-        from planish.tools.recipe_file import chosen_pipeline
+        from planish.tools.recipe_file import pipeline_of
         from planish.tools.writing import write_for
 
-        pipeline, shapes = chosen_pipeline(recipe, None, [])
+        pipeline, shapes = pipeline_of(recipe)
         graph = optimize(model, pipeline, shapes=shapes, target=target.name, calibration=data, seed=seed)
         place = folder / f"own-{Path(recipe).stem}"
         place.mkdir()

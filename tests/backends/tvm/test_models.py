@@ -14,7 +14,8 @@ from planish.ir import dtypes, ops
 from planish.ir.errors import CalibrationError, UnsupportedOp
 from planish.passes.base import Pipeline
 from planish.passes.integer import Integerize
-from planish.tools.compiling import optimize, resolve_pipeline
+from planish.passes.pipelines import resolve_pipeline
+from planish.tools.compiling import optimize
 from tests.backends.tvm.graphs import coded, graph_of, weights
 from tests.backends.tvm.running import HOST, assert_same_run, name_values, runnable_isas
 
